@@ -1,0 +1,550 @@
+// The backward pass of one layer in one direction.
+//
+// The steps run in the order in which gradients flow, in chunks. Within a chunk the time loop
+// mirrors the forward one: dh of a tile of rows x units is the product of the later step's deltas
+// with w_hh, and the cell turns it into this step's deltas while it is in registers. After the
+// chunk its deltas, still in cache, give the gradients of the weights and of x as large products.
+//
+// The gradients of the weights are summed transposed, [I + 1 + O, kSums * H]: so the deltas are the
+// right-hand operand as they lie, only the narrower x and h are transposed, and the row of ones
+// between them sums the biases on the way.
+
+// Rows of deltas in a chunk: enough for long products, few enough to stay in cache.
+constexpr int64_t kChunkBytes = 2 << 20;
+constexpr int64_t kChunkRows = 256;
+
+// Where one row of a step reads and writes.
+template <typename T>
+struct BackwardRow {
+  const T* later;     // deltas of the sequence's later step, or zeros
+  const T* grad_out;  // [O] or zeros
+  const T* carry_in;  // [O]: what h gets beside grad_out and the product
+  T* carry;           // [O], written where the cell carries
+  const T* dc_in;     // [H]
+  T* dc;              // [H]
+  const T* gates;     // [saved, H]
+  const T* c;
+  const T* c_prev;
+  const T* h;
+  const T* h_prev;
+  T* delta;           // [kSums, H]
+  const T* dp;        // [P]: gradient of the projected h
+  T* h_full;          // [H]: h before its projection
+};
+
+template <typename Cell, typename T>
+struct BackwardPlan {
+  const BackwardArgs<T>& args;
+  int64_t N;
+  int64_t chunk_rows;
+  bool want_weights;
+
+  T* zeros;
+  T* packed_hh;
+  Columns<T> hh;  // w_hh, G*H deep
+  T* packed_ih;
+  Columns<T> ih;  // w_ih, G*H deep
+  T* packed_hr;
+  Columns<T> hr;  // w_hr, P deep
+  T* carry;       // [B, O]
+  T* dc;          // [B, H]
+  T* deltas;      // [chunk_rows, kSums * H]
+  T* boundary;    // [B, G*H]: deltas of the chunk before's last step
+  T* dp;          // [chunk_rows, P]
+  T* h_full;      // [chunk_rows, H]
+  const T** h_prev;  // [chunk_rows]
+  T* left;        // [I + 1 + O, left_stride]: x, ones and h_prev of the chunk, transposed
+  T* left_hr;     // [P, left_stride]: dp of the chunk, transposed
+  int64_t left_stride;
+  T* sums;        // [I + 1 + O, kSums * H]
+  BackwardRow<T>* rows;  // [B] of each thread
+  T* columns;            // [4][chunk_rows][kLanes] of each thread
+
+  int64_t delta_stride() const { return Cell::kSums * args.shape.H; }
+  int64_t depth() const { return Cell::kGates * args.shape.H; }
+};
+
+// dh of a tile, then the cell. Without projection the product is with w_hh, of the later step's
+// deltas; with one, dp is there already and the product is with w_hr.
+template <typename Cell, typename T, bool kProjected>
+struct BackwardStep {
+  const BackwardPlan<Cell, T>& plan;
+  const BackwardRow<T>* rows;
+  int64_t K;  // 0 where no row has a later step
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    using V = Vec<T>;
+    const BackwardRow<T>* const row_of = rows + row;
+    V sum[R][NB][1];
+    const T* a[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      a[r] = kProjected ? row_of[r].dp : row_of[r].later;
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) sum[r][b][0] = V::zero();
+    }
+    const Columns<T>& right = kProjected ? plan.hr : plan.hh;
+    multiply<R, NB, 1, InOrder<1>>(sum, a, K, right.at(block), right.k_stride,
+                                   right.block_stride);
+    finish_tile(*this, row, block, sum);
+  }
+
+  FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[1]) {
+    using V = Vec<T>;
+    const BackwardRow<T>& at = rows[row];
+    const int64_t H = plan.args.shape.H;
+    const int64_t unit = block * V::kLanes;
+    const int n = lanes_of<T>(block, H);
+    CellGradient<T> grad{sum[0], V::zero()};
+    if constexpr (!kProjected) {
+      grad.dh = grad.dh + V::load(at.grad_out + unit, n) + V::load(at.carry_in + unit, n);
+    }
+    CellOutcome<T> was;
+#pragma GCC unroll 8
+    for (int s = 0; s < Cell::kSaved; ++s) was.saved[s] = V::load(at.gates + s * H + unit, n);
+    if constexpr (Cell::kHasState) {
+      grad.dc = V::load(at.dc_in + unit, n);
+      was.c = V::load(at.c + unit, n);
+      was.c_prev = V::load(at.c_prev + unit, n);
+    }
+    if constexpr (Cell::kReadsOutput) was.h = V::load(at.h + unit, n);
+    if constexpr (Cell::kReadsPrevious) was.h_prev = V::load(at.h_prev + unit, n);
+    V delta[Cell::kSums];
+    V h_full = V::zero();
+    const CellGradient<T> prev = Cell::backward(was, grad, delta, h_full);
+#pragma GCC unroll 8
+    for (int s = 0; s < Cell::kSums; ++s) delta[s].store(at.delta + s * H + unit, n);
+    if constexpr (Cell::kHasState) prev.dc.store(at.dc + unit, n);
+    if constexpr (Cell::kCarries) prev.dh.store(at.carry + unit, n);
+    if constexpr (kProjected) h_full.store(at.h_full + unit, n);
+  }
+};
+
+// to[row] = later[row] w_hh + grad_out[row] + carry_in[row]: the gradient of a row's h_prev.
+template <typename T>
+struct HiddenGradient {
+  const Columns<T>& hh;
+  const BackwardRow<T>* rows;
+  int64_t K;  // 0 where no row has a later step
+  T* to;
+  int64_t O;
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    Vec<T> sum[R][NB][1];
+    const T* a[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      a[r] = rows[row + r].later;
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) sum[r][b][0] = Vec<T>::zero();
+    }
+    multiply<R, NB, 1, InOrder<1>>(sum, a, K, hh.at(block), hh.k_stride, hh.block_stride);
+    finish_tile(*this, row, block, sum);
+  }
+
+  FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[1]) {
+    using V = Vec<T>;
+    const int64_t unit = block * V::kLanes;
+    const int n = lanes_of<T>(block, O);
+    const V dh = sum[0] + V::load(rows[row].grad_out + unit, n) +
+                 V::load(rows[row].carry_in + unit, n);
+    dh.store(to + row * O + unit, n);
+  }
+};
+
+// What one thread does of the steps: its rows, its blocks of units and (with a projection) of
+// projected columns.
+struct BackwardShare {
+  Range rows, units, hidden;
+  bool alone;  // no other thread works on the same rows
+  int id, team;
+};
+
+// The steps of one chunk: those from `steps` on whose rows fit. `lowest` is the chunk's first row
+// in the order of x, which the buffers of the chunk follow.
+template <typename Cell, typename T>
+struct Chunk {
+  Steps steps;
+  int64_t count;   // of steps
+  int64_t lowest;  // first row
+  int64_t size;    // rows
+
+  // The chunk that begins at `steps`, done + 1 of shape.T steps.
+  static Chunk from(const Steps& steps, int64_t done, const BackwardPlan<Cell, T>& plan) {
+    Chunk chunk{steps, 0, steps.now().offset, 0};
+    Steps walk = steps;
+    while (done + chunk.count < plan.args.shape.T) {
+      const Step step = walk.now();
+      if (chunk.count > 0 && chunk.size + step.batch > plan.chunk_rows) break;
+      if (step.offset < chunk.lowest) chunk.lowest = step.offset;
+      chunk.size += step.batch;
+      ++chunk.count;
+      if (done + chunk.count < plan.args.shape.T) walk.next();
+    }
+    return chunk;
+  }
+};
+
+template <typename Cell, typename T>
+void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int64_t done,
+                    int64_t batch_before, const BackwardShare& mine, Barrier& barrier) {
+  const BackwardArgs<T>& args = plan.args;
+  const SequenceShape& shape = args.shape;
+  const int64_t H = shape.H;
+  const int64_t O = shape.hidden();
+  const int64_t D = plan.delta_stride();
+  const int64_t depth = plan.depth();
+  Steps steps = chunk.steps;
+  int64_t later_batch = batch_before;
+  const T* later_deltas = plan.boundary;  // of the later step, rows later_stride apart
+  int64_t later_stride = depth;
+
+  for (int64_t s = 0; s < chunk.count; ++s) {
+    const Step step = steps.now();
+    const int64_t batch = mine.rows.end < step.batch ? mine.rows.end : step.batch;
+    const int64_t rows = batch > mine.rows.begin ? batch - mine.rows.begin : 0;
+    const int64_t prev_t = steps.after(step.t);
+    const int64_t prev_batch = done + s + 1 < shape.T ? steps.batch(prev_t) : 0;
+    // The step before in time lies just below or above this one's rows.
+    const int64_t prev_offset =
+        prev_t < step.t ? step.offset - prev_batch : step.offset + step.batch;
+    T* const deltas = plan.deltas + (step.offset - chunk.lowest) * D;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = mine.rows.begin + i;
+      const int64_t n = step.offset + row;
+      const int64_t local = n - chunk.lowest;
+      const bool has_later = row < later_batch;
+      const bool has_prev = row < prev_batch;
+      BackwardRow<T>& at = plan.rows[i];
+      at.later = has_later ? later_deltas + row * later_stride : plan.zeros;
+      at.grad_out =
+          args.grad_out != nullptr ? args.grad_out + n * args.grad_out_stride : plan.zeros;
+      at.carry_in = has_later ? (Cell::kCarries ? plan.carry + row * O : plan.zeros)
+                    : args.grad_hn != nullptr ? args.grad_hn + row * O
+                                              : plan.zeros;
+      at.h = args.out + n * args.out_stride;
+      at.h_prev = has_prev             ? args.out + (prev_offset + row) * args.out_stride
+                  : args.h0 != nullptr ? args.h0 + row * O
+                                       : plan.zeros;
+      at.carry = plan.carry + row * O;
+      at.gates = args.gates + n * Cell::kSaved * H;
+      at.delta = deltas + row * D;
+      at.dp = plan.dp + local * shape.P;
+      at.h_full = plan.h_full + local * H;
+      if constexpr (Cell::kHasState) {
+        at.dc = plan.dc + row * H;
+        at.dc_in = has_later                 ? at.dc
+                   : args.grad_cn != nullptr ? args.grad_cn + row * H
+                                             : plan.zeros;
+        at.c = args.cells + n * H;
+        at.c_prev = has_prev             ? args.cells + (prev_offset + row) * H
+                    : args.c0 != nullptr ? args.c0 + row * H
+                                         : plan.zeros;
+      }
+      if (plan.want_weights && mine.units.begin == 0) plan.h_prev[local] = at.h_prev;
+    }
+
+    const int64_t K = later_batch > 0 ? depth : 0;
+    bool finished = false;
+    if constexpr (Cell::kProjects) {
+      if (shape.P > 0) {
+        HiddenGradient<T> gradient{
+            plan.hh, plan.rows, K,
+            plan.dp + (step.offset + mine.rows.begin - chunk.lowest) * shape.P, O};
+        for_each_tile<1>(rows, mine.hidden, gradient);
+        if (!mine.alone) barrier.wait(mine.team);
+        BackwardStep<Cell, T, true> tiles{plan, plan.rows, shape.P};
+        for_each_tile<1>(rows, mine.units, tiles);
+        finished = true;
+      }
+    }
+    if (!finished) {
+      BackwardStep<Cell, T, false> tiles{plan, plan.rows, K};
+      for_each_tile<1>(rows, mine.units, tiles);
+    }
+    if (!mine.alone) barrier.wait(mine.team);
+
+    // Sequences that begin with this step: on to their initial states.
+    const int64_t first = prev_batch > mine.rows.begin ? prev_batch : mine.rows.begin;
+    if (first < batch) {
+      if (args.grad_h0 != nullptr) {
+        BackwardRow<T>* begun = plan.rows + (first - mine.rows.begin);
+        for (int64_t i = 0; i < batch - first; ++i) {
+          begun[i].later = begun[i].delta;
+          begun[i].grad_out = plan.zeros;
+          begun[i].carry_in = Cell::kCarries ? begun[i].carry : plan.zeros;
+        }
+        HiddenGradient<T> gradient{plan.hh, begun, depth, args.grad_h0 + first * O, O};
+        for_each_tile<1>(batch - first, mine.hidden, gradient);
+      }
+      if (Cell::kHasState && args.grad_c0 != nullptr && mine.units.begin < mine.units.end) {
+        const int64_t begin = mine.units.begin * Vec<T>::kLanes;
+        const int64_t end =
+            mine.units.end * Vec<T>::kLanes < H ? mine.units.end * Vec<T>::kLanes : H;
+        for (int64_t row = first; row < batch; ++row) {
+          for (int64_t u = begin; u < end; ++u) args.grad_c0[row * H + u] = plan.dc[row * H + u];
+        }
+      }
+    }
+
+    later_batch = step.batch;
+    later_deltas = deltas;
+    later_stride = D;
+    if (done + s + 1 < shape.T) steps.next();
+  }
+}
+
+// sums += left^T deltas for this thread's blocks of delta columns, and dw_hr likewise.
+template <typename Cell, typename T>
+void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, T* columns, int id,
+                     int team) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  constexpr int kWidth = 4;
+  const SequenceShape& shape = plan.args.shape;
+  const int64_t D = plan.delta_stride();
+  const auto product = [&](const T* left, int64_t M, const T* right, int64_t right_stride,
+                           int64_t N, T* to, int64_t to_stride) {
+    const Range mine = share(blocks_of<T>(N), team, id);
+    for (int64_t block = mine.begin; block < mine.end; block += kWidth) {
+      const int64_t width = mine.end - block < kWidth ? mine.end - block : kWidth;
+      for (int64_t i = 0; i < width; ++i)
+        pack_columns(right, right_stride, K, N, block + i, columns + i * K * kLanes);
+      multiply_matrices(
+          Product<T>{left, plan.left_stride, Columns<T>::packed(columns, K), K,
+                     to + block * kLanes, to_stride, N - block * kLanes, add},
+          M, Range{0, width});
+    }
+  };
+  for (const DeltaColumns& set : Cell::kColumns) {
+    // The rows of ones go with both x, above them, and h, below.
+    const int64_t first = set.x ? 0 : shape.I;
+    const int64_t last = set.h ? shape.I + 1 + shape.hidden() : shape.I + 1;
+    product(plan.left + first * plan.left_stride, last - first,
+            plan.deltas + set.begin * shape.H, D, (set.end - set.begin) * shape.H,
+            plan.sums + first * D + set.begin * shape.H, D);
+  }
+  if (plan.args.grad_w_hr != nullptr)
+    product(plan.left_hr, shape.P, plan.h_full, shape.H, shape.H, plan.args.grad_w_hr, shape.H);
+}
+
+// This thread's part of the transposed operands of the weight gradients.
+template <typename Cell, typename T>
+void transpose_chunk(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int id,
+                     int team) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const SequenceShape& shape = plan.args.shape;
+  const Range strips = share(blocks_of<T>(chunk.size), team, id);
+  for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
+    const int64_t first = strip * kLanes;
+    const int n = lanes_of<T>(strip, chunk.size);
+    const T* rows[kLanes] = {};
+    T* to = plan.left + first;
+    for (int j = 0; j < n; ++j)
+      rows[j] = plan.args.x + (chunk.lowest + first + j) * plan.args.x_stride;
+    transpose_strip<false>(rows, n, shape.I, to, plan.left_stride);
+    to += shape.I * plan.left_stride;
+    for (int j = 0; j < n; ++j) to[j] = T(1);
+    to += plan.left_stride;
+    transpose_strip<false>(plan.h_prev + first, n, shape.hidden(), to, plan.left_stride);
+    if (plan.args.grad_w_hr != nullptr) {
+      for (int j = 0; j < n; ++j) rows[j] = plan.dp + (first + j) * shape.P;
+      transpose_strip<false>(rows, n, shape.P, plan.left_hr + first, plan.left_stride);
+    }
+  }
+}
+
+// grad_x of the chunk's rows: deltas of the sums that x is in, times w_ih.
+template <typename Cell, typename T>
+void input_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int id,
+                    int team) {
+  const BackwardArgs<T>& args = plan.args;
+  const int64_t I = args.shape.I;
+  const int64_t H = args.shape.H;
+  const Range mine = share(chunk.size, team, id);
+  bool add = args.add_to_grad_x;
+  int64_t gate = 0;  // of w_ih
+  for (const DeltaColumns& set : Cell::kColumns) {
+    if (!set.x) continue;
+    const int64_t gates = set.end - set.begin;
+    Columns<T> right = plan.ih;
+    right.data += gate * H * right.k_stride;
+    multiply_matrices(
+        Product<T>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
+                   plan.delta_stride(), right, gates * H,
+                   args.grad_x + (chunk.lowest + mine.begin) * I, I, I, add},
+        mine.size(), Range{0, blocks_of<T>(I)});
+    gate += gates;
+    add = true;
+  }
+}
+
+// Writes this thread's share of the summed gradients in the layout of the weights.
+template <typename Cell, typename T>
+void store_weight_gradients(const BackwardPlan<Cell, T>& plan, int id, int team) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const BackwardArgs<T>& args = plan.args;
+  const int64_t H = args.shape.H;
+  const int64_t I = args.shape.I;
+  const int64_t D = plan.delta_stride();
+  const auto store = [&](const T* sums, int64_t columns, int gate, int sum, T* to) {
+    if (to == nullptr) return;
+    const Range strips = share(blocks_of<T>(columns), team, id);
+    for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
+      const int n = lanes_of<T>(strip, columns);
+      const T* rows[kLanes] = {};
+      for (int j = 0; j < n; ++j) rows[j] = sums + (strip * kLanes + j) * D + sum * H;
+      transpose_strip<false>(rows, n, H, to + gate * H * columns + strip * kLanes, columns);
+    }
+  };
+  const T* ones = plan.sums + I * D;
+  for (int gate = 0; gate < Cell::kGates; ++gate) {
+    store(plan.sums, I, gate, Cell::XMap::at(gate), args.grad_w_ih);
+    store(ones + D, args.shape.hidden(), gate, Cell::HMap::at(gate), args.grad_w_hh);
+    const Range units = share(H, team, id);
+    for (int64_t u = units.begin; u < units.end; ++u) {
+      if (args.grad_b_ih != nullptr)
+        args.grad_b_ih[gate * H + u] = ones[Cell::XMap::at(gate) * H + u];
+      if (args.grad_b_hh != nullptr)
+        args.grad_b_hh[gate * H + u] = ones[Cell::HMap::at(gate) * H + u];
+    }
+  }
+}
+
+// A right-hand operand that is read in place where packing it would not pay, packed otherwise.
+// Packed blocks can be read to their last lane, rows in place only where columns fill the blocks.
+template <typename T>
+bool worth_packing(int64_t columns, int64_t uses) {
+  constexpr int64_t kUses = 4;
+  return uses > kUses || columns % Vec<T>::kLanes != 0;
+}
+
+template <typename Cell, typename T>
+void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const SequenceShape& shape = args.shape;
+  const int64_t I = shape.I;
+  const int64_t H = shape.H;
+  const int64_t P = shape.P;
+  const int64_t O = shape.hidden();
+
+  BackwardPlan<Cell, T> plan{args, 0, 0, false, {}, {}, {}, {}, {}, {}, {}, {}, {},
+                             {},   {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  const Steps first_step(shape, true);
+  plan.N = first_step.rows();
+  const int64_t D = plan.delta_stride();
+  const int64_t depth = plan.depth();
+  plan.want_weights = args.grad_w_ih != nullptr || args.grad_w_hh != nullptr ||
+                      args.grad_b_ih != nullptr || args.grad_b_hh != nullptr ||
+                      args.grad_w_hr != nullptr;
+  plan.chunk_rows = kChunkBytes / (D * static_cast<int64_t>(sizeof(T)));
+  if (plan.chunk_rows < kChunkRows) plan.chunk_rows = kChunkRows;
+  if (plan.chunk_rows < shape.B) plan.chunk_rows = shape.B;
+  if (plan.chunk_rows > plan.N) plan.chunk_rows = plan.N;
+  plan.left_stride = blocks_of<T>(plan.chunk_rows) * kLanes;
+
+  const int64_t hidden_blocks = blocks_of<T>(O);
+  const Split wanted = split_work<Cell>(shape, threads.limit, blocks_of<T>(H));
+  const int count = wanted.rows * wanted.units;
+  const bool use_hh = shape.T > 1 || args.grad_h0 != nullptr;
+  const bool pack_hh = use_hh && worth_packing<T>(O, shape.T * ((shape.B + 5) / 6));
+  const bool pack_ih = args.grad_x != nullptr && worth_packing<T>(I, plan.N / 6);
+  const bool pack_hr = P > 0;
+
+  struct OfThread {
+    BackwardRow<T>* rows;
+    T* columns;
+  };
+  OfThread* own = nullptr;
+  const int64_t zeros = depth > O ? depth : O;  // O may be above G * H only without bound: P <= H
+  const auto lay_out = [&](Arena arena) {
+    plan.zeros = arena.take<T>(zeros);
+    plan.packed_hh = arena.take<T>(pack_hh ? hidden_blocks * depth * kLanes : 0);
+    plan.packed_ih = arena.take<T>(pack_ih ? blocks_of<T>(I) * depth * kLanes : 0);
+    plan.packed_hr = arena.take<T>(pack_hr ? blocks_of<T>(H) * P * kLanes : 0);
+    plan.carry = arena.take<T>(Cell::kCarries ? shape.B * O : 0);
+    plan.dc = arena.take<T>(Cell::kHasState ? shape.B * H : 0);
+    plan.deltas = arena.take<T>(plan.chunk_rows * D);
+    plan.boundary = arena.take<T>(shape.B * depth);
+    plan.dp = arena.take<T>(P > 0 ? plan.chunk_rows * P : 0);
+    plan.h_full = arena.take<T>(P > 0 ? plan.chunk_rows * H : 0);
+    const bool weights = plan.want_weights;
+    plan.h_prev = arena.take<const T*>(weights ? plan.chunk_rows : 0);
+    plan.left = arena.take<T>(weights ? (I + 1 + O) * plan.left_stride : 0);
+    plan.left_hr = arena.take<T>(weights ? P * plan.left_stride : 0);
+    plan.sums = arena.take<T>(weights ? (I + 1 + O) * D : 0);
+    own = arena.take<OfThread>(count);
+    for (int i = 0; i < count; ++i) {
+      OfThread part{arena.take<BackwardRow<T>>(shape.B),
+                    arena.take<T>(weights ? 4 * plan.chunk_rows * kLanes : 0)};
+      if (own != nullptr) own[i] = part;
+    }
+    return arena.used();
+  };
+  Workspace workspace(lay_out(Arena(nullptr)));
+  lay_out(Arena(workspace.block()));
+  for (int64_t i = 0; i < zeros; ++i) plan.zeros[i] = T(0);
+  plan.hh = pack_hh ? Columns<T>::packed(plan.packed_hh, depth)
+                    : Columns<T>::in_place(args.weights.w_hh, O);
+  plan.ih = pack_ih ? Columns<T>::packed(plan.packed_ih, depth)
+                    : Columns<T>::in_place(args.weights.w_ih, I);
+  plan.hr = Columns<T>::packed(plan.packed_hr, P);
+
+  Barrier barrier;
+  auto body = [&](int id, int team) {
+    const auto pack = [&](bool wanted_here, const T* b, int64_t columns, int64_t K, T* to) {
+      if (!wanted_here) return;
+      const Range mine = share(blocks_of<T>(columns), team, id);
+      for (int64_t block = mine.begin; block < mine.end; ++block)
+        pack_columns(b, columns, K, columns, block, to + block * K * kLanes);
+    };
+    pack(pack_hh, args.weights.w_hh, O, depth, plan.packed_hh);
+    pack(pack_ih, args.weights.w_ih, I, depth, plan.packed_ih);
+    pack(pack_hr, args.weights.w_hr, H, P, plan.packed_hr);
+    barrier.wait(team);
+
+    const Split split = team == count ? wanted : wanted.units > 1 ? Split{1, team} : Split{team, 1};
+    const BackwardShare mine{share_rows(shape, split.rows, id / split.units),
+                             share(blocks_of<T>(H), split.units, id % split.units),
+                             share(hidden_blocks, split.units, id % split.units),
+                             split.units == 1,
+                             id,
+                             team};
+    BackwardPlan<Cell, T> own_plan = plan;
+    own_plan.rows = own[id].rows;
+
+    Steps steps = first_step;
+    int64_t batch_before = 0;
+    for (int64_t done = 0; done < shape.T;) {
+      const Chunk<Cell, T> chunk = Chunk<Cell, T>::from(steps, done, plan);
+      backward_steps(own_plan, chunk, done, batch_before, mine, barrier);
+      barrier.wait(team);
+      if (plan.want_weights) {
+        transpose_chunk(plan, chunk, id, team);
+        barrier.wait(team);
+        weight_products(plan, chunk.size, done > 0, own[id].columns, id, team);
+      }
+      if (args.grad_x != nullptr) input_products(plan, chunk, id, team);
+
+      for (int64_t i = 1; i < chunk.count; ++i) steps.next();
+      const Step last = steps.now();
+      done += chunk.count;
+      if (done < shape.T) {
+        const Range kept = share(last.batch, team, id);
+        for (int64_t row = kept.begin; row < kept.end; ++row) {
+          const T* from = plan.deltas + (last.offset - chunk.lowest + row) * D;
+          for (int64_t i = 0; i < depth; ++i) plan.boundary[row * depth + i] = from[i];
+        }
+        batch_before = last.batch;
+        steps.next();
+        barrier.wait(team);
+      }
+    }
+    if (plan.want_weights) {
+      barrier.wait(team);
+      store_weight_gradients(plan, id, team);
+    }
+  };
+  run_team(threads, count, body);
+}

@@ -1,0 +1,126 @@
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+
+namespace fused_rnn {
+namespace {
+
+bool machine_has(Isa isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::baseline:
+      return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  }
+  return false;
+#else
+  return isa == Isa::baseline;
+#endif
+}
+
+Isa named(const std::string& name, const std::string& origin) {
+  std::string known;
+  for (const Isa isa : available_isas()) {
+    if (name == isa_name(isa)) return isa;
+    known += known.empty() ? "" : ", ";
+    known += isa_name(isa);
+  }
+  throw std::invalid_argument(origin + ": expected an instruction set that this machine can run (" +
+                              known + "), got '" + name + "'");
+}
+
+constexpr const char* kVariable = "FUSED_RNN_CPU_ISA";
+
+ActiveIsa detect() {
+  const char* forced = std::getenv(kVariable);
+  if (forced != nullptr && *forced != '\0')
+    return {named(forced, kVariable), std::string("forced by ") + kVariable};
+  return {available_isas().back(), "the widest that the machine has"};
+}
+
+struct State {
+  std::mutex mutex;
+  ActiveIsa active = detect();
+  std::atomic<int> isa{static_cast<int>(active.isa)};
+};
+
+State& state() {
+  static State instance;
+  return instance;
+}
+
+template <typename T>
+struct Tables {
+  Kernels<T> of[3];
+  Tables() {
+    of[0] = baseline::kernel_table<T>();
+#if defined(__x86_64__)
+    of[1] = avx2::kernel_table<T>();
+    of[2] = avx512::kernel_table<T>();
+#endif
+  }
+};
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::baseline:
+      return "baseline";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+  }
+  return "";
+}
+
+std::vector<Isa> built_isas() {
+#if defined(__x86_64__)
+  return {Isa::baseline, Isa::avx2, Isa::avx512};
+#else
+  return {Isa::baseline};
+#endif
+}
+
+std::vector<Isa> available_isas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : built_isas()) {
+    if (machine_has(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+ActiveIsa active_isa() {
+  State& s = state();
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  return s.active;
+}
+
+void choose_isa(const std::string& name) {
+  State& s = state();
+  const ActiveIsa chosen = name.empty() ? detect() : ActiveIsa{named(name, "set_isa"), "chosen by set_isa"};
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  s.active = chosen;
+  s.isa.store(static_cast<int>(chosen.isa), std::memory_order_relaxed);
+}
+
+template <typename T>
+const Kernels<T>& kernels() {
+  static const Tables<T> tables;
+  return tables.of[state().isa.load(std::memory_order_relaxed)];
+}
+
+template const Kernels<float>& kernels<float>();
+template const Kernels<double>& kernels<double>();
+
+}  // namespace fused_rnn

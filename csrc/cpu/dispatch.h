@@ -1,0 +1,45 @@
+// Which instruction set runs: the best that the machine has, unless the environment variable
+// FUSED_RNN_CPU_ISA or the caller names another.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace fused_rnn {
+
+enum class Isa { baseline, avx2, avx512 };
+
+const char* isa_name(Isa isa);
+std::vector<Isa> built_isas();      // in this binary, least first
+std::vector<Isa> available_isas();  // of those, the ones the machine can run
+
+struct ActiveIsa {
+  Isa isa;
+  std::string reason;
+};
+ActiveIsa active_isa();
+
+// Chooses by name; an empty name goes back to the environment or detection. Throws
+// std::invalid_argument for a name that is unknown, not built or not available.
+void choose_isa(const std::string& name);
+
+template <typename T>
+const Kernels<T>& kernels();
+
+// The tables, one for each instruction set and type, in isa_<set>_<type>.cpp.
+namespace baseline {
+template <typename T>
+Kernels<T> kernel_table();
+}
+namespace avx2 {
+template <typename T>
+Kernels<T> kernel_table();
+}
+namespace avx512 {
+template <typename T>
+Kernels<T> kernel_table();
+}
+
+}  // namespace fused_rnn

@@ -1,0 +1,376 @@
+// The forward pass of one layer in one direction: the time loop.
+//
+// The gates of a block of kLanes units stay together in a packed panel, so that a tile of rows x
+// units x gates holds everything a cell needs: the cell is the epilogue of the product, applied to
+// the sums while they are in registers. The product runs over x, then over h. Where a thread has
+// only a few rows, reading w_ih again each step costs more than writing the sums once: there the
+// input products of many steps are one product ahead of them.
+
+// At most this many rows of a thread take their input products ahead of the steps.
+constexpr int64_t kRowsAhead = 4;
+// Sums that the input products of a chunk of steps may take: half of L2.
+constexpr int64_t kAheadBytes = 512 << 10;
+
+// Where one row of a step reads and writes.
+template <typename T>
+struct ForwardRow {
+  const T* x;      // [I]
+  const T* ahead;  // input product and biases [blocks][G][kLanes], or null
+  const T* h_prev;
+  const T* c_prev;
+  T* h;      // [H], of `out` or, with a projection, of the row to project
+  T* c;      // [H]
+  T* gates;  // [saved, H] or null
+};
+
+template <typename Cell, typename T>
+struct ForwardPlan {
+  const ForwardArgs<T>& args;
+  int64_t blocks;   // of units
+  bool ahead;       // input products before the steps
+  int64_t steps_ahead;
+
+  T* x_panels;  // [blocks][I][G][kLanes]
+  T* h_panels;  // [blocks][O][G][kLanes]
+  T* bias;      // [blocks][kSums][kLanes]
+  T* projection;  // [blocks of P][H][kLanes]
+  T* unprojected;  // [B, H]
+  T* zeros;  // [max(O, H)]
+  // Of each thread:
+  ForwardRow<T>* rows;  // [B]
+  const T** ahead_x;    // [steps_ahead * B]
+  T* ahead_sums;        // [steps_ahead * B][blocks][G][kLanes]
+
+  int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
+};
+
+// A step: rows x blocks of units.
+template <typename Cell, typename T>
+struct ForwardStep {
+  const ForwardPlan<Cell, T>& plan;
+  const ForwardRow<T>* rows;
+  int64_t I;  // 0 where the input products are ahead
+  int64_t O;  // 0 where h is zero
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    using V = Vec<T>;
+    constexpr int kLanes = V::kLanes;
+    constexpr int kGates = Cell::kGates;
+    constexpr int kSums = Cell::kSums;
+    const ForwardRow<T>* const row_of = rows + row;
+
+    V sum[R][NB][kSums];
+#pragma GCC unroll 8
+    for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+      for (int s = 0; s < kSums; ++s) {
+        const V bias = V::load(plan.bias + ((block + b) * kSums + s) * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r][b][s] = bias;
+      }
+    }
+    const T* x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      x[r] = row_of[r].x;
+      if (row_of[r].ahead != nullptr) {
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+          for (int g = 0; g < kGates; ++g) {
+            sum[r][b][Cell::XMap::at(g)] =
+                V::load(row_of[r].ahead + ((block + b) * kGates + g) * kLanes);
+          }
+        }
+      }
+    }
+    multiply<R, NB, kSums, typename Cell::XMap>(
+        sum, x, I, plan.x_panels + block * plan.args.shape.I * kGates * kLanes, kGates * kLanes,
+        plan.args.shape.I * kGates * kLanes);
+    const int64_t hidden = plan.args.shape.hidden();
+    const T* h[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) h[r] = row_of[r].h_prev;
+    multiply<R, NB, kSums, typename Cell::HMap>(
+        sum, h, O, plan.h_panels + block * hidden * kGates * kLanes, kGates * kLanes,
+        hidden * kGates * kLanes);
+
+    finish_tile(*this, row, block, sum);
+  }
+
+  FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[Cell::kSums]) {
+    using V = Vec<T>;
+    const ForwardRow<T>& at = rows[row];
+    const int64_t H = plan.args.shape.H;
+    const int64_t unit = block * V::kLanes;
+    const int n = lanes_of<T>(block, H);
+    CellState<T> prev{V::zero(), V::zero()};
+    if constexpr (Cell::kReadsPrevious) prev.h = V::load(at.h_prev + unit, n);
+    if constexpr (Cell::kHasState) prev.c = V::load(at.c_prev + unit, n);
+    V saved[4];
+    const CellState<T> next = Cell::forward(sum, prev, saved);
+    next.h.store(at.h + unit, n);
+    if constexpr (Cell::kHasState) next.c.store(at.c + unit, n);
+    if constexpr (Cell::kSaved > 0) {
+      if (at.gates != nullptr) {
+#pragma GCC unroll 8
+        for (int s = 0; s < Cell::kSaved; ++s) saved[s].store(at.gates + s * H + unit, n);
+      }
+    }
+  }
+};
+
+// The input products of many rows, biases included, kept in the layout of the sums.
+template <typename Cell, typename T>
+struct InputProducts {
+  const ForwardPlan<Cell, T>& plan;
+  const T* const* x;
+  T* sums;
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    using V = Vec<T>;
+    constexpr int kLanes = V::kLanes;
+    constexpr int kGates = Cell::kGates;
+    const int64_t I = plan.args.shape.I;
+    V sum[R][NB][kGates];
+#pragma GCC unroll 8
+    for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+      for (int g = 0; g < kGates; ++g) {
+        const V bias =
+            V::load(plan.bias + ((block + b) * Cell::kSums + Cell::XMap::at(g)) * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r][b][g] = bias;
+      }
+    }
+    multiply<R, NB, kGates, InOrder<kGates>>(sum, x + row, I,
+                                             plan.x_panels + block * I * kGates * kLanes,
+                                             kGates * kLanes, I * kGates * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      T* to = sums + (row + r) * plan.ahead_stride() + block * kGates * kLanes;
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+        for (int g = 0; g < kGates; ++g) sum[r][b][g].store(to + (b * kGates + g) * kLanes);
+      }
+    }
+  }
+};
+
+template <typename Cell, typename T>
+void pack_forward(const ForwardPlan<Cell, T>& plan, Range blocks) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  constexpr int kGates = Cell::kGates;
+  const SequenceShape& shape = plan.args.shape;
+  const LayerWeights<T>& w = plan.args.weights;
+  const int64_t I = shape.I;
+  const int64_t O = shape.hidden();
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    pack_gates(w.w_ih, kGates, shape.H, I, block, plan.x_panels + block * I * kGates * kLanes);
+    pack_gates(w.w_hh, kGates, shape.H, O, block, plan.h_panels + block * O * kGates * kLanes);
+    T* bias = plan.bias + block * Cell::kSums * kLanes;
+    for (int i = 0; i < Cell::kSums * kLanes; ++i) bias[i] = T(0);
+    if (w.b_ih == nullptr) continue;
+    const int n = lanes_of<T>(block, shape.H);
+    for (int g = 0; g < kGates; ++g) {
+      const int64_t row = g * shape.H + block * kLanes;
+      for (int j = 0; j < n; ++j) {
+        bias[Cell::XMap::at(g) * kLanes + j] += w.b_ih[row + j];
+        bias[Cell::HMap::at(g) * kLanes + j] += w.b_hh[row + j];
+      }
+    }
+  }
+}
+
+// One thread's part of the steps.
+template <typename Cell, typename T>
+void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Range projected,
+                   bool alone, Barrier& barrier, int team) {
+  const ForwardArgs<T>& args = plan.args;
+  const SequenceShape& shape = args.shape;
+  const int64_t H = shape.H;
+  const int64_t O = shape.hidden();
+  const bool training = args.gates != nullptr || args.cells != nullptr;
+  constexpr int kLanes = Vec<T>::kLanes;
+  const auto columns_of = [](Range blocks, int64_t columns) {
+    const int64_t begin = blocks.begin * kLanes;
+    const int64_t end = blocks.end * kLanes < columns ? blocks.end * kLanes : columns;
+    return Range{begin, end > begin ? end : begin};
+  };
+  const Range own_units = columns_of(units, H);
+  const Range own_hidden = shape.P > 0 ? columns_of(projected, O) : own_units;
+
+  Steps steps(shape, false);
+  int64_t previous_batch = 0;
+  int64_t previous_offset = 0;
+  int64_t ahead_until = 0;  // steps whose input products are there
+  int64_t ahead_row = 0;    // the next step's first row among them
+  for (int64_t s = 0; s < shape.T; ++s, steps.next()) {
+    const Step step = steps.now();
+    const int64_t batch = mine.end < step.batch ? mine.end : step.batch;
+    const int64_t rows = batch > mine.begin ? batch - mine.begin : 0;
+
+    if (plan.ahead && s == ahead_until) {
+      Steps later = steps;
+      int64_t count = 0;
+      for (; ahead_until < shape.T && ahead_until < s + plan.steps_ahead; ++ahead_until) {
+        const Step then = later.now();
+        for (int64_t row = mine.begin; row < mine.end && row < then.batch; ++row)
+          plan.ahead_x[count++] = args.x + (then.offset + row) * args.x_stride;
+        if (ahead_until + 1 < shape.T) later.next();
+      }
+      InputProducts<Cell, T> products{plan, plan.ahead_x, plan.ahead_sums};
+      for_each_tile<Cell::kGates>(count, units, products);
+      ahead_row = 0;
+    }
+
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = mine.begin + i;
+      const int64_t n = step.offset + row;
+      const bool goes_on = row < previous_batch;
+      ForwardRow<T>& at = plan.rows[i];
+      at.x = args.x + n * args.x_stride;
+      at.ahead = plan.ahead ? plan.ahead_sums + (ahead_row + i) * plan.ahead_stride() : nullptr;
+      at.h_prev = goes_on              ? args.out + (previous_offset + row) * args.out_stride
+                  : args.h0 != nullptr ? args.h0 + row * O
+                                       : plan.zeros;
+      at.h = shape.P > 0 ? plan.unprojected + row * H : args.out + n * args.out_stride;
+      at.gates = args.gates != nullptr ? args.gates + n * Cell::kSaved * H : nullptr;
+      if constexpr (Cell::kHasState) {
+        at.c = args.cells != nullptr ? args.cells + n * H : args.cn + row * H;
+        at.c_prev = !goes_on ? (args.c0 != nullptr ? args.c0 + row * H : plan.zeros)
+                    : args.cells != nullptr ? args.cells + (previous_offset + row) * H
+                                            : args.cn + row * H;
+      }
+    }
+    ahead_row += rows;
+
+    const bool no_state = s == 0 && args.h0 == nullptr;
+    ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I, no_state ? 0 : O};
+    for_each_tile<Cell::kSums>(rows, units, tiles);
+    if (shape.P > 0) {
+      if (!alone) barrier.wait(team);
+      Product<T> project{plan.unprojected + mine.begin * H,
+                         H,
+                         Columns<T>::packed(plan.projection, H),
+                         H,
+                         args.out + (step.offset + mine.begin) * args.out_stride,
+                         args.out_stride,
+                         O,
+                         false};
+      multiply_matrices(project, rows, projected);
+    }
+
+    // Sequences that end with this step.
+    const int64_t going_on = s + 1 < shape.T ? steps.batch(steps.after(step.t)) : 0;
+    const int64_t first = going_on > mine.begin ? going_on : mine.begin;
+    for (int64_t row = first; row < batch; ++row) {
+      const int64_t n = step.offset + row;
+      if (args.hn != nullptr) {
+        for (int64_t u = own_hidden.begin; u < own_hidden.end; ++u)
+          args.hn[row * O + u] = args.out[n * args.out_stride + u];
+      }
+      if (Cell::kHasState && training) {
+        for (int64_t u = own_units.begin; u < own_units.end; ++u)
+          args.cn[row * H + u] = args.cells[n * H + u];
+      }
+    }
+    previous_batch = step.batch;
+    previous_offset = step.offset;
+    if (!alone) barrier.wait(team);
+  }
+}
+
+// How to divide `count` threads. Rows are independent, so they are divided where every thread gets
+// enough of them; otherwise the units are, at the price of a barrier a step, where a step is long
+// enough to pay for it.
+template <typename Cell>
+Split split_work(const SequenceShape& shape, int count, int64_t units_blocks) {
+  const double per_row = static_cast<double>(Cell::kGates) * static_cast<double>(shape.H) *
+                         static_cast<double>(shape.I + shape.hidden());
+  const double step = per_row * static_cast<double>(shape.B);
+  constexpr double kWorthAThread = 4e5;   // multiply-adds of a whole call: some 4 us
+  constexpr double kWorthABarrier = 8e4;  // of a step
+  if (count <= 1 || step * static_cast<double>(shape.T) < 2 * kWorthAThread) return {1, 1};
+  const int by_rows = shape.B < count ? static_cast<int>(shape.B) : count;
+  const int by_units = units_blocks < count ? static_cast<int>(units_blocks) : count;
+  const bool full_tiles = shape.B >= 6 * static_cast<int64_t>(count);
+  if (full_tiles || by_units == 1 || step < kWorthABarrier)
+    return {by_rows, 1};
+  return {1, by_units};
+}
+
+template <typename Cell, typename T>
+void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  constexpr int kGates = Cell::kGates;
+  const SequenceShape& shape = args.shape;
+  const int64_t I = shape.I;
+  const int64_t H = shape.H;
+  const int64_t O = shape.hidden();
+  const int64_t P_blocks = shape.P > 0 ? blocks_of<T>(shape.P) : 0;
+
+  ForwardPlan<Cell, T> plan{args, blocks_of<T>(H), false, 0, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  const Split wanted = split_work<Cell>(shape, threads.limit, plan.blocks);
+  const int count = wanted.rows * wanted.units;
+  const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
+  plan.ahead = shape.T > 1 && thread_rows <= kRowsAhead;
+  if (plan.ahead) {
+    const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
+    plan.steps_ahead = kAheadBytes / step_bytes;
+    if (plan.steps_ahead < 8) plan.steps_ahead = 8;
+    if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
+  }
+
+  // A smaller team than asked for has more rows a thread: every thread's part is sized for all.
+  struct OfThread {
+    ForwardRow<T>* rows;
+    const T** ahead_x;
+    T* ahead_sums;
+  };
+  const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
+  OfThread* own = nullptr;
+  const auto lay_out = [&](Arena arena) {
+    plan.x_panels = arena.take<T>(plan.blocks * I * kGates * kLanes);
+    plan.h_panels = arena.take<T>(plan.blocks * O * kGates * kLanes);
+    plan.bias = arena.take<T>(plan.blocks * Cell::kSums * kLanes);
+    plan.projection = arena.take<T>(P_blocks * H * kLanes);
+    plan.unprojected = arena.take<T>(shape.P > 0 ? shape.B * H : 0);
+    plan.zeros = arena.take<T>(O > H ? O : H);
+    own = arena.take<OfThread>(count);
+    for (int i = 0; i < count; ++i) {
+      OfThread part{arena.take<ForwardRow<T>>(shape.B), arena.take<const T*>(ahead_rows),
+                    arena.take<T>(ahead_rows * plan.ahead_stride())};
+      if (own != nullptr) own[i] = part;
+    }
+    return arena.used();
+  };
+  Workspace workspace(lay_out(Arena(nullptr)));
+  lay_out(Arena(workspace.block()));
+  for (int64_t i = 0; i < (O > H ? O : H); ++i) plan.zeros[i] = T(0);
+
+  Barrier barrier;
+  auto body = [&](int id, int team) {
+    const Split split = team == count ? wanted : wanted.units > 1 ? Split{1, team} : Split{team, 1};
+    pack_forward(plan, share(plan.blocks, team, id));
+    const Range packed = share(P_blocks, team, id);
+    for (int64_t block = packed.begin; block < packed.end; ++block) {
+      const int n = lanes_of<T>(block, shape.P);
+      const T* rows[kLanes] = {};
+      for (int j = 0; j < n; ++j) rows[j] = args.weights.w_hr + (block * kLanes + j) * H;
+      transpose_strip<true>(rows, n, H, plan.projection + block * H * kLanes, kLanes);
+    }
+    barrier.wait(team);
+    ForwardPlan<Cell, T> mine = plan;
+    mine.rows = own[id].rows;
+    mine.ahead_x = own[id].ahead_x;
+    mine.ahead_sums = own[id].ahead_sums;
+    forward_steps(mine, share_rows(shape, split.rows, id / split.units),
+                  share(plan.blocks, split.units, id % split.units),
+                  share(P_blocks, split.units, id % split.units), split.units == 1, barrier, team);
+  };
+  run_team(threads, count, body);
+}

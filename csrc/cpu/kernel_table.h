@@ -1,0 +1,86 @@
+// The kernels of one instruction set, gathered into the table that dispatch.cpp chooses from.
+// Included by isa_<set>.cpp inside the set's namespace and target, after simd/<set>.h.
+
+#include "cpu/simd/vec.h"
+//
+#include "cpu/simd/math.h"
+#include "cpu/simd/transpose.h"
+//
+#include "cpu/panels.h"
+#include "cpu/tile.h"
+//
+#include "cpu/cells.h"
+#include "cpu/product.h"
+#include "cpu/steps.h"
+//
+#include "cpu/forward.h"
+//
+#include "cpu/backward.h"
+
+template <typename T>
+void forward(CellKind kind, const ForwardArgs<T>& args, const Threads& threads) {
+  switch (kind) {
+    case CellKind::lstm:
+      return forward_layer<Lstm>(args, threads);
+    case CellKind::gru:
+      return forward_layer<Gru>(args, threads);
+    case CellKind::rnn_tanh:
+      return forward_layer<Rnn<CellKind::rnn_tanh>>(args, threads);
+    case CellKind::rnn_relu:
+      return forward_layer<Rnn<CellKind::rnn_relu>>(args, threads);
+  }
+}
+
+template <typename T>
+void backward(CellKind kind, const BackwardArgs<T>& args, const Threads& threads) {
+  switch (kind) {
+    case CellKind::lstm:
+      return backward_layer<Lstm>(args, threads);
+    case CellKind::gru:
+      return backward_layer<Gru>(args, threads);
+    case CellKind::rnn_tanh:
+      return backward_layer<Rnn<CellKind::rnn_tanh>>(args, threads);
+    case CellKind::rnn_relu:
+      return backward_layer<Rnn<CellKind::rnn_relu>>(args, threads);
+  }
+}
+
+template <typename T>
+void sigmoid_of(const T* x, T* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += Vec<T>::kLanes) {
+    const int left = lanes_of<T>(i / Vec<T>::kLanes, n);
+    sigmoid(Vec<T>::load(x + i, left)).store(y + i, left);
+  }
+}
+
+template <typename T>
+void tanh_of(const T* x, T* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += Vec<T>::kLanes) {
+    const int left = lanes_of<T>(i / Vec<T>::kLanes, n);
+    tanh(Vec<T>::load(x + i, left)).store(y + i, left);
+  }
+}
+
+template <typename T>
+double multiply_add(int64_t rounds) {
+  constexpr int kSums = 12;
+  Vec<T> sum[kSums];
+#pragma GCC unroll 16
+  for (int i = 0; i < kSums; ++i) sum[i] = Vec<T>::broadcast(T(i));
+  const Vec<T> a = Vec<T>::broadcast(T(0.999));
+  const Vec<T> b = Vec<T>::broadcast(T(0.001));
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) {
+      sum[i] = fma(sum[i], a, b);
+      // Each sum is a result of its own: nothing may be folded or dropped.
+      asm volatile("" : FUSED_RNN_VECTOR_OPERAND(sum[i].v));
+    }
+  }
+  return 2.0 * kSums * Vec<T>::kLanes * static_cast<double>(rounds);
+}
+
+template <typename T>
+Kernels<T> kernel_table() {
+  return {forward<T>, backward<T>, sigmoid_of<T>, tanh_of<T>, multiply_add<T>};
+}

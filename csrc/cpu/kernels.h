@@ -1,0 +1,125 @@
+// The contract between the kernels and whoever calls them: raw pointers in, raw pointers out.
+// Nothing here or below knows of torch.
+//
+// Dimensions   T steps, B rows in the longest step, I input size, H hidden size,
+//              P projection size (0: none), O = P ? P : H the size of h, G gates of the cell.
+// Layout       every matrix is row-major. The rows of a sequence are ordered by step: step t holds
+//              rows offset(t) .. offset(t) + batch(t), N rows in all. Dense input has batch(t) = B;
+//              packed input gives batch_sizes, positive and never rising.
+// Gates        in torch's order: i f g o (LSTM), r z n (GRU).
+// Aliasing     no output overlaps an input or another output.
+// Null         a pointer said to be optional may be null; others may not (unless their size is 0).
+#pragma once
+
+#include <cstdint>
+
+namespace fused_rnn {
+
+enum class CellKind { lstm, gru, rnn_tanh, rnn_relu };
+
+// What a cell needs to know of itself before any kernel runs.
+struct CellTraits {
+  int64_t gates;   // G: w_ih and w_hh have G * H rows
+  int64_t saved;   // blocks of H values a row keeps for the backward pass, beside the cell state
+  bool has_state;  // a cell state c beside h
+};
+
+constexpr CellTraits cell_traits(CellKind kind) {
+  switch (kind) {
+    case CellKind::lstm:
+      return {4, 4, true};  // i f g o
+    case CellKind::gru:
+      return {3, 4, false};  // r z n, and W_hn h + b_hn
+    case CellKind::rnn_tanh:
+    case CellKind::rnn_relu:
+      break;
+  }
+  return {1, 0, false};
+}
+
+struct SequenceShape {
+  int64_t T, B, I, H, P;
+  const int64_t* batch_sizes;  // [T], or null: B at every step
+  bool reverse;                // steps run from T - 1 down to 0
+
+  int64_t hidden() const { return P > 0 ? P : H; }
+};
+
+template <typename T>
+struct LayerWeights {
+  const T* w_ih;  // [G*H, I]
+  const T* w_hh;  // [G*H, O]
+  const T* b_ih;  // [G*H], optional together with b_hh
+  const T* b_hh;  // [G*H]
+  const T* w_hr;  // [P, H], null without projection
+};
+
+// One layer in one direction.
+template <typename T>
+struct ForwardArgs {
+  SequenceShape shape;
+  LayerWeights<T> weights;
+  const T* x;        // [N, I], rows x_stride apart
+  int64_t x_stride;  // >= I
+  const T* h0;       // [B, O], optional: zeros
+  const T* c0;       // [B, H], optional: zeros; not looked at without a cell state
+  T* out;            // [N, O], rows out_stride apart: h of every row
+  int64_t out_stride;
+  T* hn;     // [B, O]: h of each sequence's last step; optional
+  T* cn;     // [B, H]: c of each sequence's last step; null without a cell state
+  T* gates;  // [N, saved, H]: written when training, null otherwise
+  T* cells;  // [N, H]: c of every row, when training a cell with a state; null otherwise
+};
+
+// The gradients of one layer in one direction. Inputs are those of the forward call; gates and
+// cells are what it wrote. Each gradient pointer is optional: null is not computed.
+template <typename T>
+struct BackwardArgs {
+  SequenceShape shape;
+  LayerWeights<T> weights;
+  const T* x;
+  int64_t x_stride;
+  const T* h0;
+  const T* c0;
+  const T* out;
+  int64_t out_stride;
+  const T* gates;
+  const T* cells;
+  const T* grad_out;  // [N, O], rows grad_out_stride apart, optional: zeros
+  int64_t grad_out_stride;
+  const T* grad_hn;  // [B, O], optional: zeros
+  const T* grad_cn;  // [B, H], optional: zeros
+
+  T* grad_x;  // [N, I], contiguous
+  bool add_to_grad_x;
+  T* grad_h0;  // [B, O]
+  T* grad_c0;  // [B, H]
+  // The gradients of the weights, shaped as in LayerWeights.
+  T* grad_w_ih;
+  T* grad_w_hh;
+  T* grad_b_ih;
+  T* grad_b_hh;
+  T* grad_w_hr;
+};
+
+// How the kernels get threads: the caller's pool runs body(context, id, team) for id in
+// 0 .. team - 1 at the same time, with team <= count of its choosing, and returns when all are
+// done. At most `limit` are asked for.
+struct Threads {
+  int limit;
+  void (*run)(int count, void (*body)(void* context, int id, int team), void* context);
+};
+
+template <typename T>
+struct Kernels {
+  void (*forward)(CellKind, const ForwardArgs<T>&, const Threads&);
+  void (*backward)(CellKind, const BackwardArgs<T>&, const Threads&);
+  // sigmoid and tanh of n values, for tests of their bounds.
+  void (*sigmoid)(const T* x, T* y, int64_t n);
+  void (*tanh)(const T* x, T* y, int64_t n);
+  // Runs rounds of independent fused multiply-adds in registers and returns how many floating
+  // point operations they were: timed by the caller, the machine's peak.
+  double (*multiply_add)(int64_t rounds);
+};
+
+}  // namespace fused_rnn

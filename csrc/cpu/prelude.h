@@ -1,0 +1,36 @@
+// What every kernel source includes before its target pragma: all standard headers (so that their
+// inline functions are compiled for the baseline), and types that hold no code.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/kernels.h"
+#include "cpu/team.h"
+#include "cpu/workspace.h"
+
+#define FUSED_RNN_INLINE inline __attribute__((always_inline))
+
+// An inline assembly operand that is read and written in a vector register.
+#if defined(__x86_64__)
+#define FUSED_RNN_VECTOR_OPERAND(x) "+v"(x)
+#elif defined(__aarch64__)
+#define FUSED_RNN_VECTOR_OPERAND(x) "+w"(x)
+#else
+#define FUSED_RNN_VECTOR_OPERAND(x) "+m"(x)
+#endif
+
+namespace fused_rnn {
+
+template <int... I>
+using Lanes = std::integer_sequence<int, I...>;
+template <int N>
+using LaneSequence = std::make_integer_sequence<int, N>;
+
+}  // namespace fused_rnn

@@ -1,0 +1,23 @@
+// The baseline: 16-byte vectors in plain C++ vector extensions, for any 64-bit target.
+
+constexpr int kSimdBytes = 16;
+constexpr int kTileSums = 12;  // accumulators of a tile: leaves 4 of 16 registers for operands
+
+#include "cpu/simd/native.h"
+
+template <typename N>
+FUSED_RNN_INLINE N native_fma(N a, N b, N c) {
+  return a * b + c;
+}
+
+template <typename T>
+FUSED_RNN_INLINE typename NativeVector<T>::type load_partial(const T* p, int n) {
+  typename NativeVector<T>::type v{};
+  __builtin_memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
+  return v;
+}
+
+template <typename T, typename N>
+FUSED_RNN_INLINE void store_partial(T* p, N v, int n) {
+  __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
+}

@@ -1,0 +1,109 @@
+// sigmoid and tanh of a vector.
+//
+// Both rest on one expansion: y = n ln 2 + r with |r| <= ln(2)/2, and expm1(r) = r + r^2 P(r).
+// P is a minimax polynomial fitted for this file by the Remez exchange; its error in expm1 is at
+// most 5e-10 for float and 5e-19 for double, well under half an ulp. Bounds measured against
+// long double over the whole range of floats (tests/cpp/kernels_test.cpp holds them):
+//   float   sigmoid 3 ulp, tanh 3 ulp        double  sigmoid 3 ulp, tanh 3 ulp
+// Infinities give the limits, a NaN gives a NaN, tanh(x) keeps the relative accuracy of small x.
+
+template <typename T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  static constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr int kMantissaBits = 23;
+  static constexpr int kBias = 127;
+  static constexpr float kLog2e = 1.44269504F;
+  static constexpr float kLn2High = 0.693359375F;
+  static constexpr float kLn2Low = -2.12194440e-4F;
+  static constexpr float kLimit = 104.0F;      // exp(-104) is below the smallest denormal
+  static constexpr float kTanhLimit = 20.0F;   // tanh(10) rounds to 1
+  static constexpr float kP[] = {0.5000000014F,   0.1666666676F,   0.04166646337F,
+                                 0.008333285716F, 0.001393382228F, 0.0001990779075F};
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int kMantissaBits = 52;
+  static constexpr int kBias = 1023;
+  static constexpr double kLog2e = 1.4426950408889634;
+  static constexpr double kLn2High = 0.693147180369123816490;
+  static constexpr double kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kLimit = 746.0;
+  static constexpr double kTanhLimit = 40.0;
+  static constexpr double kP[] = {0.5,
+                                  0.166666666666666711,
+                                  0.0416666666666666841,
+                                  0.00833333333332602487,
+                                  0.00138888888888742105,
+                                  0.00019841269875205621,
+                                  0.0000248015873477920889,
+                                  2.75572549126383639e-6,
+                                  2.7557252468040512e-7,
+                                  2.51054195797073373e-8,
+                                  2.09217419687959498e-9};
+};
+
+template <typename T>
+struct ExpParts {
+  Vec<T> expm1_r;              // expm1(r)
+  typename Vec<T>::Integer n;  // y = n ln 2 + r
+};
+
+template <typename T>
+FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> y) {
+  using C = ExpConstants<T>;
+  using V = Vec<T>;
+  constexpr int kTerms = sizeof(C::kP) / sizeof(T);
+  const V rounded = fma(y, V::broadcast(C::kLog2e), V::broadcast(C::kRound));
+  const V n = rounded - V::broadcast(C::kRound);
+  V r = fma(n, V::broadcast(-C::kLn2High), y);
+  r = fma(n, V::broadcast(-C::kLn2Low), r);
+  V p = V::broadcast(C::kP[kTerms - 1]);
+#pragma GCC unroll 16
+  for (int i = kTerms - 2; i >= 0; --i) p = fma(p, r, V::broadcast(C::kP[i]));
+  typename V::Integer bits;
+  const V magic = V::broadcast(C::kRound);
+  typename V::Integer magic_bits;
+  __builtin_memcpy(&bits, &rounded.v, sizeof bits);
+  __builtin_memcpy(&magic_bits, &magic.v, sizeof bits);
+  return {fma(r * r, p, r), bits - magic_bits};
+}
+
+// 2^n for n within the exponents of normal numbers.
+template <typename T>
+FUSED_RNN_INLINE Vec<T> power_of_two(typename Vec<T>::Integer n) {
+  const typename Vec<T>::Integer bits = (n + ExpConstants<T>::kBias)
+                                        << ExpConstants<T>::kMantissaBits;
+  Vec<T> r;
+  __builtin_memcpy(&r.v, &bits, sizeof bits);
+  return r;
+}
+
+// sigmoid(x) = 1 / (1 + exp(-x))
+template <typename T>
+FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
+  using C = ExpConstants<T>;
+  const auto one = Vec<T>::broadcast(1);
+  const Vec<T> y = clamp(Vec<T>::zero() - x, -C::kLimit, C::kLimit);
+  const auto [expm1_r, n] = exp_parts(y);
+  // Scaled in two steps: at the ends of the range 2^n alone would not be a normal number.
+  const auto half = n >> 1;
+  const Vec<T> e =
+      (expm1_r + one) * power_of_two<T>(half) * power_of_two<T>(n - half);
+  return one / (one + e);
+}
+
+// tanh(x) = expm1(2x) / (expm1(2x) + 2), expm1(2x) = 2^n expm1(r) + (2^n - 1)
+template <typename T>
+FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
+  using C = ExpConstants<T>;
+  const Vec<T> y = clamp(x + x, -C::kTanhLimit, C::kTanhLimit);
+  const auto [expm1_r, n] = exp_parts(y);
+  const Vec<T> scale = power_of_two<T>(n);
+  const Vec<T> e = fma(scale, expm1_r, scale - Vec<T>::broadcast(1));
+  return e / (e + Vec<T>::broadcast(2));
+}

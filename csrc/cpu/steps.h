@@ -1,0 +1,82 @@
+// Walks the steps of a dense or packed sequence in either direction.
+
+struct Step {
+  int64_t t;
+  int64_t offset;  // of the step's first row
+  int64_t batch;   // rows of the step
+};
+
+class Steps {
+ public:
+  // Forward order of the layer, or backward, the order in which gradients flow.
+  Steps(const SequenceShape& shape, bool backward)
+      : shape_(shape), rising_(shape.reverse == backward) {
+    now_.t = rising_ ? 0 : shape.T - 1;
+    now_.batch = batch(now_.t);
+    now_.offset = rising_ ? 0 : rows() - now_.batch;
+  }
+
+  const Step& now() const { return now_; }
+
+  void next() {
+    if (rising_) {
+      now_.offset += now_.batch;
+      now_.batch = batch(++now_.t);
+    } else {
+      now_.batch = batch(--now_.t);
+      now_.offset -= now_.batch;
+    }
+  }
+
+  // Rows of step t; 0 beyond either end.
+  int64_t batch(int64_t t) const {
+    if (t < 0 || t >= shape_.T) return 0;
+    return shape_.batch_sizes == nullptr ? shape_.B : shape_.batch_sizes[t];
+  }
+
+  // The step that comes after t in this order.
+  int64_t after(int64_t t) const { return rising_ ? t + 1 : t - 1; }
+
+  // N, the rows of all steps.
+  int64_t rows() const {
+    if (shape_.batch_sizes == nullptr) return shape_.T * shape_.B;
+    int64_t n = 0;
+    for (int64_t t = 0; t < shape_.T; ++t) n += shape_.batch_sizes[t];
+    return n;
+  }
+
+ private:
+  const SequenceShape& shape_;
+  bool rising_;
+  Step now_;
+};
+
+// How a team divides the rows and the blocks of units between its threads. With one unit shard
+// the steps need no barrier.
+struct Split {
+  int rows;
+  int units;
+};
+
+// Rows [begin, end) for each of `parts` shares of equal work, cut where a falling batch gives
+// every share the same number of rows over all steps.
+inline Range share_rows(const SequenceShape& shape, int parts, int id) {
+  if (shape.batch_sizes == nullptr || parts == 1) return share(shape.B, parts, id);
+  int64_t total = 0;
+  for (int64_t t = 0; t < shape.T; ++t) total += shape.batch_sizes[t];
+  // Row b lives as long as batch_sizes[t] > b: walk the rows with a falling pointer into time.
+  Range range{0, shape.B};
+  int64_t done = 0;
+  int64_t length = shape.T;
+  int part = 0;
+  for (int64_t b = 0; b < shape.B; ++b) {
+    while (length > 0 && shape.batch_sizes[length - 1] <= b) --length;
+    done += length;
+    while (part + 1 < parts && done * parts >= total * (part + 1)) {
+      if (part == id) range.end = b + 1;
+      ++part;
+      if (part == id) range.begin = b + 1;
+    }
+  }
+  return range;
+}

@@ -1,0 +1,190 @@
+// The one inner product of the library: a tile of rows times panels of packed columns, summed in
+// registers. The forward step, the backward step and the large products are all made of it.
+
+// Rows and blocks of a tile whose unit of columns is `sums` vectors: as many as the registers
+// hold, rows first, since every row more is one more use of each loaded column.
+constexpr int kTileRows = 6;
+
+constexpr int tile_rows(int sums) {
+  const int rows = kTileSums / sums;
+  return rows < kTileRows ? rows : kTileRows;
+}
+
+// Blocks side by side for a tile of `rows` rows.
+constexpr int tile_blocks(int rows, int sums) {
+  const int blocks = kTileSums / (rows * sums);
+  return blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1;
+}
+
+// Independent chains of additions wanted in flight: 4 cycles of latency times 2 a cycle.
+constexpr int kChains = 8;
+
+// sum[r][b][map(v)] += sum over k of rows[r][k] * panel[b * block_stride + k * k_stride + v lanes]
+//
+// Map says which of kSums sums the v-th vector of the panel adds to. Where the tile has fewer
+// sums than the additions that the machine keeps in flight, k is cut into interleaved parts.
+template <int R, int NB, int kSums, typename Map, typename T>
+FUSED_RNN_INLINE void multiply(Vec<T> (&sum)[R][NB][kSums], const T* const* rows, int64_t K,
+                               const T* panel, int64_t k_stride, int64_t block_stride) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  constexpr int NV = Map::kVectors;
+  constexpr int kUsed = R * NB * NV;
+  constexpr int kParts = kUsed * 4 <= kChains ? 4 : kUsed * 2 <= kChains ? 2 : 1;
+
+  const T* a[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) a[r] = rows[r];
+
+  if constexpr (kParts == 1) {
+    for (int64_t k = 0; k < K; ++k, panel += k_stride) {
+      Vec<T> column[NB][NV];
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+          column[b][v] = Vec<T>::load(panel + b * block_stride + v * kLanes);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> x = Vec<T>::broadcast(a[r][k]);
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; ++v)
+            sum[r][b][Map::at(v)] = fma(x, column[b][v], sum[r][b][Map::at(v)]);
+        }
+      }
+    }
+  } else {
+    Vec<T> part[kParts][R][NB][NV];
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts; ++p) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kUsed; ++i) (&part[p][0][0][0])[i] = Vec<T>::zero();
+    }
+    const auto step = [&](int p, int64_t k) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> x = Vec<T>::broadcast(a[r][k + p]);
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; ++v) {
+            const T* column = panel + p * k_stride + b * block_stride + v * kLanes;
+            part[p][r][b][v] = fma(x, Vec<T>::load(column), part[p][r][b][v]);
+          }
+        }
+      }
+    };
+    int64_t k = 0;
+    for (; k + kParts <= K; k += kParts, panel += kParts * k_stride) {
+#pragma GCC unroll 8
+      for (int p = 0; p < kParts; ++p) step(p, k);
+    }
+    for (; k < K; ++k, panel += k_stride) step(0, k);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          Vec<T> total = part[0][r][b][v];
+#pragma GCC unroll 8
+          for (int p = 1; p < kParts; ++p) total = total + part[p][r][b][v];
+          sum[r][b][Map::at(v)] = sum[r][b][Map::at(v)] + total;
+        }
+      }
+    }
+  }
+}
+
+// N vectors of a panel, the v-th for the v-th sum.
+template <int N>
+struct InOrder {
+  static constexpr int kVectors = N;
+  static constexpr int at(int v) { return v; }
+};
+
+// Tiles of up to this many rows x blocks are finished in registers.
+constexpr int kFinishedInRegisters = 2;
+
+template <int kSums, typename T, typename Step>
+__attribute__((noinline)) void finish_stored(Step& step, int64_t row, int64_t block, int rows,
+                                             int blocks, const T* stored) {
+  for (int r = 0; r < rows; ++r) {
+    for (int b = 0; b < blocks; ++b) {
+      Vec<T> sum[kSums];
+#pragma GCC unroll 8
+      for (int s = 0; s < kSums; ++s, stored += Vec<T>::kLanes) sum[s] = Vec<T>::load(stored);
+      step.finish(row + r, block + b, sum);
+    }
+  }
+}
+
+// Calls step.finish(row, block, sums) for every row and block of a tile. A small tile's sums never
+// leave the registers, since its latency is what a step costs; those of a larger one pass through
+// L1, where one loop finishes them: unrolling each cell's formula over all of up to 24 vectors
+// multiplied the code, and the time to compile it, by ten, and made nothing faster.
+template <int R, int NB, int kSums, typename T, typename Step>
+FUSED_RNN_INLINE void finish_tile(Step& step, int64_t row, int64_t block,
+                                  const Vec<T> (&sum)[R][NB][kSums]) {
+  if constexpr (R * NB <= kFinishedInRegisters) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) step.finish(row + r, block + b, sum[r][b]);
+    }
+  } else {
+    alignas(64) T stored[R * NB * kSums * Vec<T>::kLanes];
+    T* to = stored;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+        for (int s = 0; s < kSums; ++s, to += Vec<T>::kLanes) sum[r][b][s].store(to);
+      }
+    }
+    finish_stored<kSums>(step, row, block, R, NB, static_cast<const T*>(stored));
+  }
+}
+
+// f.tile<R, width>(row, block) for a width known at run time.
+template <int kSums, int R, typename F>
+FUSED_RNN_INLINE void tile_of_rows(int width, int64_t row, int64_t block, F& f) {
+  constexpr int kMost = tile_blocks(R, kSums);
+  if constexpr (kMost >= 4) {
+    if (width == 4) return f.template tile<R, 4>(row, block);
+  }
+  if constexpr (kMost >= 2) {
+    if (width == 2) return f.template tile<R, 2>(row, block);
+  }
+  f.template tile<R, 1>(row, block);
+}
+
+template <int kSums, int R = tile_rows(kSums), typename F>
+FUSED_RNN_INLINE void tile_of(int rows, int width, int64_t row, int64_t block, F& f) {
+  if constexpr (R > 1) {
+    if (rows < R) return tile_of<kSums, R - 1>(rows, width, row, block, f);
+  }
+  tile_of_rows<kSums, R>(width, row, block, f);
+}
+
+// Calls f.tile<R, NB>(row, block) so that tiles of R rows and NB blocks cover rows x blocks, where
+// a block is kSums vectors of sums a row. Blocks are the outer loop: a panel stays in cache while
+// the rows pass by. Rows are cut evenly, so that no thin tile remains at the end.
+template <int kSums, typename F>
+FUSED_RNN_INLINE void for_each_tile(int64_t rows, Range blocks, F& f) {
+  constexpr int kMostRows = tile_rows(kSums);
+  if (rows <= 0) return;
+  const int64_t tiles = (rows + kMostRows - 1) / kMostRows;
+  const int most = static_cast<int>((rows + tiles - 1) / tiles);
+  int width = tile_blocks(most, kSums);
+  for (int64_t block = blocks.begin; block < blocks.end; block += width) {
+    while (width > blocks.end - block) width /= 2;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Range part = share(rows, tiles, i);
+      tile_of<kSums>(static_cast<int>(part.size()), width, part.begin, block, f);
+    }
+  }
+}

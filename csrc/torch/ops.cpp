@@ -1,0 +1,295 @@
+// The CPU kernels of the ops: allocate what they return and run the layers one after another.
+
+#include "torch/ops.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "cpu/dispatch.h"
+#include "torch/problem.h"
+#include "torch/threads.h"
+
+namespace fused_rnn {
+namespace {
+
+template <typename T>
+const T* data_or_null(const at::Tensor* tensor) {
+  return tensor != nullptr && tensor->defined() ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+// The weights of a layer and direction, in the order in which the ops take them.
+template <typename T>
+LayerWeights<T> layer_weights(const Problem& p, int64_t group) {
+  int64_t i = group * p.params_of_layer();
+  LayerWeights<T> w{};
+  w.w_ih = p.param(i++).const_data_ptr<T>();
+  w.w_hh = p.param(i++).const_data_ptr<T>();
+  if (p.bias) {
+    w.b_ih = p.param(i++).const_data_ptr<T>();
+    w.b_hh = p.param(i++).const_data_ptr<T>();
+  }
+  if (p.P > 0) w.w_hr = p.param(i++).const_data_ptr<T>();
+  return w;
+}
+
+// The part of a state [L*D, B, size] that belongs to a layer and direction; null stays null.
+template <typename T>
+T* slice(T* state, int64_t group, int64_t B, int64_t size) {
+  return state == nullptr ? nullptr : state + group * B * size;
+}
+
+template <typename T>
+void run_forward(const Problem& p, const at::Tensor& output, const at::Tensor* hn,
+                 const at::Tensor* cn, const at::Tensor* reserve) {
+  const Threads threads = torch_threads();
+  const Kernels<T>& run = kernels<T>();
+  const int64_t O = p.hidden();
+  const int64_t width = p.D * O;
+  T* const kept = reserve != nullptr ? reserve->mutable_data_ptr<T>() : nullptr;
+  // Outputs of inner layers are kept for the backward pass or, without one, dropped in turn.
+  at::Tensor inner[2];
+  const T* x = p.input().const_data_ptr<T>();
+  for (int64_t layer = 0; layer < p.L; ++layer) {
+    T* out = nullptr;
+    if (layer + 1 == p.L) {
+      out = output.mutable_data_ptr<T>();
+    } else if (kept != nullptr) {
+      out = kept + p.inner_output_offset(layer);
+    } else {
+      at::Tensor& buffer = inner[layer % 2];
+      if (!buffer.defined()) buffer = at::empty({p.N, width}, output.options());
+      out = buffer.mutable_data_ptr<T>();
+    }
+    for (int64_t direction = 0; direction < p.D; ++direction) {
+      const int64_t group = layer * p.D + direction;
+      ForwardArgs<T> args{};
+      args.shape = p.shape(layer, direction);
+      args.weights = layer_weights<T>(p, group);
+      args.x = x;
+      args.x_stride = p.input_size(layer);
+      args.h0 = slice(data_or_null<T>(p.state(0)), group, p.B, O);
+      args.out = out + direction * O;
+      args.out_stride = width;
+      if (hn != nullptr) args.hn = slice(hn->mutable_data_ptr<T>(), group, p.B, O);
+      if (p.traits.has_state) {
+        args.c0 = slice(data_or_null<T>(p.state(1)), group, p.B, p.H);
+        args.cn = slice(cn->mutable_data_ptr<T>(), group, p.B, p.H);
+      }
+      if (kept != nullptr) {
+        if (p.traits.saved > 0) args.gates = kept + p.gates_offset(layer, direction);
+        if (p.traits.has_state) args.cells = kept + p.cells_offset(layer, direction);
+      }
+      run.forward(p.kind, args, threads);
+    }
+    x = out;
+  }
+}
+
+std::vector<at::Tensor> forward(const Problem& p, bool train) {
+  const auto options = p.input().options();
+  std::vector<at::Tensor> results;
+  results.reserve(4);
+  results.push_back(at::empty(p.output_sizes(), options));
+  // A cell's new h is its output.
+  if (!p.single_cell) results.push_back(at::empty(p.state_sizes(0), options));
+  if (p.traits.has_state) results.push_back(at::empty(p.state_sizes(1), options));
+  if (train) results.push_back(at::empty({p.reserve_size()}, options));
+  const at::Tensor* hn = p.single_cell ? nullptr : &results[1];
+  const at::Tensor* cn = p.traits.has_state ? &results[p.single_cell ? 1 : 2] : nullptr;
+  const at::Tensor* reserve = train ? &results.back() : nullptr;
+  if (p.input().scalar_type() == at::kFloat) {
+    run_forward<float>(p, results[0], hn, cn, reserve);
+  } else {
+    run_forward<double>(p, results[0], hn, cn, reserve);
+  }
+  return results;
+}
+
+// What a backward call is given and what it fills. Gradients that are not wanted are undefined.
+struct Gradients {
+  const at::Tensor& output;
+  const at::Tensor& reserve;
+  at::Tensor out, hn, cn;           // given; undefined: zero
+  at::Tensor input;                 // filled
+  std::array<at::Tensor, 2> states;  // filled
+  std::vector<at::Tensor> params;   // filled
+};
+
+// Whether anything is wanted of a layer or of those below it.
+bool wanted_up_to(const Problem& p, const Gradients& g, int64_t layer) {
+  if (g.input.defined() || g.states[0].defined() || g.states[1].defined()) return true;
+  const int64_t count = (layer + 1) * p.D * p.params_of_layer();
+  for (int64_t i = 0; i < count; ++i) {
+    if (g.params[static_cast<size_t>(i)].defined()) return true;
+  }
+  return false;
+}
+
+template <typename T>
+void run_backward(const Problem& p, Gradients& g) {
+  const Threads threads = torch_threads();
+  const Kernels<T>& run = kernels<T>();
+  const int64_t O = p.hidden();
+  const int64_t width = p.D * O;
+  const T* const kept = g.reserve.const_data_ptr<T>();
+  const auto filled = [](const at::Tensor& t) -> T* {
+    return t.defined() ? t.mutable_data_ptr<T>() : nullptr;
+  };
+  const auto given = [](const at::Tensor& t) -> const T* {
+    return t.defined() ? t.const_data_ptr<T>() : nullptr;
+  };
+  at::Tensor between[2];  // gradients of the outputs of inner layers
+  const T* grad_out = given(g.out);
+  for (int64_t layer = p.L - 1; layer >= 0 && wanted_up_to(p, g, layer); --layer) {
+    T* grad_x = nullptr;
+    if (layer == 0) {
+      grad_x = filled(g.input);
+    } else if (wanted_up_to(p, g, layer - 1)) {
+      at::Tensor& buffer = between[layer % 2];
+      if (!buffer.defined()) buffer = at::empty({p.N, width}, g.output.options());
+      grad_x = buffer.mutable_data_ptr<T>();
+    }
+    for (int64_t direction = 0; direction < p.D; ++direction) {
+      const int64_t group = layer * p.D + direction;
+      BackwardArgs<T> args{};
+      args.shape = p.shape(layer, direction);
+      args.weights = layer_weights<T>(p, group);
+      args.x = layer == 0 ? p.input().const_data_ptr<T>() : kept + p.inner_output_offset(layer - 1);
+      args.x_stride = p.input_size(layer);
+      args.h0 = slice(data_or_null<T>(p.state(0)), group, p.B, O);
+      args.out = (layer + 1 == p.L ? g.output.const_data_ptr<T>()
+                                   : kept + p.inner_output_offset(layer)) +
+                 direction * O;
+      args.out_stride = width;
+      if (p.traits.saved > 0) args.gates = kept + p.gates_offset(layer, direction);
+      args.grad_out = grad_out != nullptr ? grad_out + direction * O : nullptr;
+      args.grad_out_stride = width;
+      args.grad_hn = slice(given(g.hn), group, p.B, O);
+      args.grad_x = grad_x;
+      args.add_to_grad_x = direction > 0;
+      args.grad_h0 = slice(filled(g.states[0]), group, p.B, O);
+      if (p.traits.has_state) {
+        args.c0 = slice(data_or_null<T>(p.state(1)), group, p.B, p.H);
+        args.cells = kept + p.cells_offset(layer, direction);
+        args.grad_cn = slice(given(g.cn), group, p.B, p.H);
+        args.grad_c0 = slice(filled(g.states[1]), group, p.B, p.H);
+      }
+      size_t i = static_cast<size_t>(group * p.params_of_layer());
+      args.grad_w_ih = filled(g.params[i++]);
+      args.grad_w_hh = filled(g.params[i++]);
+      if (p.bias) {
+        args.grad_b_ih = filled(g.params[i++]);
+        args.grad_b_hh = filled(g.params[i++]);
+      }
+      if (p.P > 0) args.grad_w_hr = filled(g.params[i++]);
+      run.backward(p.kind, args, threads);
+    }
+    grad_out = grad_x;
+  }
+}
+
+std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
+                                 const at::Tensor& output, const at::Tensor& reserve,
+                                 const Flags& wanted) {
+  const size_t results = (p.single_cell ? 1 : 2) + (p.traits.has_state ? 1 : 0);
+  TORCH_CHECK(grads.size() == results, "Expected ", results, " gradients of outputs, got ",
+              grads.size());
+  const size_t states = p.state(0) == nullptr ? 0 : p.traits.has_state ? 2 : 1;
+  const size_t params = static_cast<size_t>(p.L * p.D * p.params_of_layer());
+  TORCH_CHECK(wanted.size() == 1 + states + params, "Expected wanted to have ",
+              1 + states + params, " entries (input, states, parameters), got ", wanted.size());
+  p.check_like(output, p.output_sizes(), "output");
+  p.check_like(reserve, {p.reserve_size()}, "reserve");
+  const auto output_contiguous = output.expect_contiguous();
+  const auto reserve_contiguous = reserve.expect_contiguous();
+
+  Gradients g{*output_contiguous, *reserve_contiguous, {}, {}, {}, {}, {}, {}};
+  const auto given = [&](size_t i, at::IntArrayRef sizes, const char* name) {
+    const std::optional<at::Tensor> grad = grads.get(i);
+    if (!grad.has_value() || !grad->defined()) return at::Tensor();
+    p.check_like(*grad, sizes, name);
+    return grad->contiguous();
+  };
+  size_t next = 0;
+  g.out = given(next++, p.output_sizes(), "gradient of output");
+  if (!p.single_cell) g.hn = given(next++, p.state_sizes(0), "gradient of hn");
+  if (p.traits.has_state) g.cn = given(next++, p.state_sizes(1), "gradient of cn");
+
+  const auto options = p.input().options();
+  next = 0;
+  std::vector<at::Tensor> filled;
+  const auto fill = [&](at::IntArrayRef sizes) {
+    if (!wanted[next++]) return at::Tensor();
+    filled.push_back(at::empty(sizes, options));
+    return filled.back();
+  };
+  g.input = fill(p.input().sizes());
+  for (size_t i = 0; i < states; ++i) g.states[i] = fill(p.state_sizes(i));
+  for (size_t i = 0; i < params; ++i)
+    g.params.push_back(fill(p.param(static_cast<int64_t>(i)).sizes()));
+
+  if (p.input().scalar_type() == at::kFloat) {
+    run_backward<float>(p, g);
+  } else {
+    run_backward<double>(p, g);
+  }
+  return filled;
+}
+
+}  // namespace
+
+std::vector<at::Tensor> sequence(const at::Tensor& input, at::TensorList states,
+                                 at::TensorList params, const OptionalTensor& batch_sizes,
+                                 std::string_view cell, int64_t num_layers, bool bidirectional) {
+  return forward(
+      Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional),
+      false);
+}
+
+std::vector<at::Tensor> sequence_train(const at::Tensor& input, at::TensorList states,
+                                       at::TensorList params, const OptionalTensor& batch_sizes,
+                                       std::string_view cell, int64_t num_layers,
+                                       bool bidirectional) {
+  return forward(
+      Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional),
+      true);
+}
+
+std::vector<at::Tensor> sequence_backward(const OptionalTensors& grads, const at::Tensor& input,
+                                          at::TensorList states, at::TensorList params,
+                                          const OptionalTensor& batch_sizes,
+                                          const at::Tensor& output, const at::Tensor& reserve,
+                                          std::string_view cell, int64_t num_layers,
+                                          bool bidirectional, const Flags& wanted) {
+  return backward(
+      Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional),
+      grads, output, reserve, wanted);
+}
+
+std::vector<at::Tensor> cell(const at::Tensor& input, at::TensorList states, at::TensorList params,
+                             std::string_view cell) {
+  return forward(Problem::cell(input, states, params, cell), false);
+}
+
+std::vector<at::Tensor> cell_train(const at::Tensor& input, at::TensorList states,
+                                   at::TensorList params, std::string_view cell) {
+  return forward(Problem::cell(input, states, params, cell), true);
+}
+
+std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Tensor& input,
+                                      at::TensorList states, at::TensorList params,
+                                      const at::Tensor& output, const at::Tensor& reserve,
+                                      std::string_view cell, const Flags& wanted) {
+  return backward(Problem::cell(input, states, params, cell), grads, output, reserve, wanted);
+}
+
+TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
+  m.impl("sequence", sequence);
+  m.impl("sequence_train", sequence_train);
+  m.impl("sequence_backward", sequence_backward);
+  m.impl("cell", cell);
+  m.impl("cell_train", cell_train);
+  m.impl("cell_backward", cell_backward);
+}
+
+}  // namespace fused_rnn

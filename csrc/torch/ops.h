@@ -1,0 +1,40 @@
+// The ops as C++ functions; library.cpp has their schemas.
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+namespace fused_rnn {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using OptionalTensors = c10::List<std::optional<at::Tensor>>;
+using Flags = c10::List<bool>;
+
+std::vector<at::Tensor> sequence(const at::Tensor& input, at::TensorList states,
+                                 at::TensorList params, const OptionalTensor& batch_sizes,
+                                 std::string_view cell, int64_t num_layers, bool bidirectional);
+std::vector<at::Tensor> sequence_train(const at::Tensor& input, at::TensorList states,
+                                       at::TensorList params, const OptionalTensor& batch_sizes,
+                                       std::string_view cell, int64_t num_layers,
+                                       bool bidirectional);
+std::vector<at::Tensor> sequence_backward(const OptionalTensors& grads, const at::Tensor& input,
+                                          at::TensorList states, at::TensorList params,
+                                          const OptionalTensor& batch_sizes,
+                                          const at::Tensor& output, const at::Tensor& reserve,
+                                          std::string_view cell, int64_t num_layers,
+                                          bool bidirectional, const Flags& wanted);
+std::vector<at::Tensor> cell(const at::Tensor& input, at::TensorList states, at::TensorList params,
+                             std::string_view cell);
+std::vector<at::Tensor> cell_train(const at::Tensor& input, at::TensorList states,
+                                   at::TensorList params, std::string_view cell);
+std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Tensor& input,
+                                      at::TensorList states, at::TensorList params,
+                                      const at::Tensor& output, const at::Tensor& reserve,
+                                      std::string_view cell, const Flags& wanted);
+
+}  // namespace fused_rnn

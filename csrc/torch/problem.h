@@ -1,0 +1,78 @@
+// The arguments of an op, checked: what every check of the ops is, in one place.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
+
+#include <string_view>
+
+#include "cpu/kernels.h"
+
+namespace fused_rnn {
+
+// One call: a stack of L layers in D directions over a dense or packed sequence, or a single cell,
+// which is one layer and one step. Refers to the tensors it was made from; holds contiguous copies
+// of those that were not.
+class Problem {
+ public:
+  // A sequence: input [T, B, I], or [N, I] with batch_sizes [T].
+  static Problem sequence(const at::Tensor& input, at::TensorList states, at::TensorList params,
+                          const std::optional<at::Tensor>& batch_sizes, std::string_view cell,
+                          int64_t num_layers, bool bidirectional);
+  // A cell: input [B, I], states [B, H].
+  static Problem cell(const at::Tensor& input, at::TensorList states, at::TensorList params,
+                      std::string_view cell);
+
+  CellKind kind;
+  CellTraits traits;
+  int64_t L = 1, D = 1, T = 1, B = 0, N = 0, I = 0, H = 0, P = 0;
+  bool bias = false;
+  bool single_cell = false;
+  const int64_t* batch_sizes = nullptr;
+
+  int64_t hidden() const { return P > 0 ? P : H; }
+  int64_t input_size(int64_t layer) const { return layer == 0 ? I : D * hidden(); }
+  SequenceShape shape(int64_t layer, int64_t direction) const {
+    return {T, B, input_size(layer), H, P, batch_sizes, direction == 1};
+  }
+  int64_t params_of_layer() const { return 2 + (bias ? 2 : 0) + (P > 0 ? 1 : 0); }
+
+  const at::Tensor& input() const { return *input_; }
+  // h0 (0) or c0 (1) as given; null where states were not given.
+  const at::Tensor* state(size_t i) const { return i < states_.size() ? &*states_[i] : nullptr; }
+  const at::Tensor& param(int64_t i) const { return *params_[static_cast<size_t>(i)]; }
+
+  std::vector<int64_t> output_sizes() const;
+  std::vector<int64_t> state_sizes(size_t i) const;
+
+  // What a forward call keeps for the backward call, one flat tensor:
+  // the outputs of all layers but the last [L - 1, N, D*O],
+  // then for each layer and direction the gates [N, saved, H] and the cell states [N, H].
+  int64_t reserve_size() const;
+  int64_t inner_output_offset(int64_t layer) const { return layer * N * D * hidden(); }
+  int64_t gates_offset(int64_t layer, int64_t direction) const {
+    return (L - 1) * N * D * hidden() + (layer * D + direction) * N * H * saved();
+  }
+  int64_t cells_offset(int64_t layer, int64_t direction) const {
+    return gates_offset(layer, direction) + N * H * traits.saved;
+  }
+
+  // Checks that a tensor of the backward call has these sizes, and input's dtype and device.
+  void check_like(const at::Tensor& tensor, at::IntArrayRef sizes, const char* name) const;
+
+ private:
+  Problem(const at::Tensor& input, at::TensorList states, at::TensorList params,
+          std::string_view cell, int64_t num_layers, bool bidirectional);
+
+  int64_t saved() const { return traits.saved + (traits.has_state ? 1 : 0); }
+  void check_params(at::TensorList params);
+  void check_states(at::TensorList states);
+  void check_total_size() const;
+
+  c10::MaybeOwned<at::Tensor> input_;
+  c10::SmallVector<c10::MaybeOwned<at::Tensor>, 2> states_;
+  c10::SmallVector<c10::MaybeOwned<at::Tensor>, 16> params_;
+  c10::MaybeOwned<at::Tensor> batch_sizes_;
+};
+
+}  // namespace fused_rnn
