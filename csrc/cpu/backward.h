@@ -5,9 +5,11 @@
 // with w_hh, and the cell turns it into this step's deltas while it is in registers. After the
 // chunk its deltas, still in cache, give the gradients of the weights and of x as large products.
 //
-// The gradients of the weights are summed transposed, [I + 1 + O, kSums * H]: so the deltas are the
-// right-hand operand as they lie, only the narrower x and h are transposed, and the row of ones
-// between them sums the biases on the way.
+// The gradients of the weights are deltas^T x and deltas^T h_prev: the chunk's deltas are
+// transposed once, x and h_prev packed, and the sums go straight to where the caller wants them.
+// (Summing the transposed gradient instead spares the transposition of the deltas, but needs a
+// second copy of every gradient and its transposition in the end; for one step that took twice as
+// long.)
 
 // Rows of deltas in a chunk: enough for long products, few enough to stay in cache.
 constexpr int64_t kChunkBytes = 2 << 20;
@@ -27,38 +29,39 @@ struct BackwardRow {
   const T* c_prev;
   const T* h;
   const T* h_prev;
-  T* delta;           // [kSums, H]
-  const T* dp;        // [P]: gradient of the projected h
-  T* h_full;          // [H]: h before its projection
+  T* delta;     // [kSums, H]
+  const T* dp;  // [P]: gradient of the projected h
+  T* h_full;    // [H]: h before its projection
 };
 
 template <typename Cell, typename T>
 struct BackwardPlan {
   const BackwardArgs<T>& args;
-  int64_t N;
-  int64_t chunk_rows;
-  bool want_weights;
+  int64_t N = 0;
+  int64_t chunk_rows = 0;
+  bool want_weights = false;
 
-  T* zeros;
-  T* packed_hh;
-  Columns<T> hh;  // w_hh, G*H deep
-  T* packed_ih;
-  Columns<T> ih;  // w_ih, G*H deep
-  T* packed_hr;
-  Columns<T> hr;  // w_hr, P deep
-  T* carry;       // [B, O]
-  T* dc;          // [B, H]
-  T* deltas;      // [chunk_rows, kSums * H]
-  T* boundary;    // [B, G*H]: deltas of the chunk before's last step
-  T* dp;          // [chunk_rows, P]
-  T* h_full;      // [chunk_rows, H]
-  const T** h_prev;  // [chunk_rows]
-  T* left;        // [I + 1 + O, left_stride]: x, ones and h_prev of the chunk, transposed
-  T* left_hr;     // [P, left_stride]: dp of the chunk, transposed
-  int64_t left_stride;
-  T* sums;        // [I + 1 + O, kSums * H]
-  BackwardRow<T>* rows;  // [B] of each thread
-  T* columns;            // [4][chunk_rows][kLanes] of each thread
+  T* zeros = nullptr;
+  T* packed_hh = nullptr;
+  Columns<T> hh{};  // w_hh, G*H deep
+  T* packed_ih = nullptr;
+  Columns<T> ih{};  // w_ih, G*H deep
+  T* packed_hr = nullptr;
+  Columns<T> hr{};             // w_hr, P deep
+  T* carry = nullptr;          // [B, O]
+  T* dc = nullptr;             // [B, H]
+  T* deltas = nullptr;         // [chunk_rows, kSums * H]
+  T* boundary = nullptr;       // [B, G*H]: deltas of the chunk before's last step
+  T* dp = nullptr;             // [chunk_rows, P]
+  T* h_full = nullptr;         // [chunk_rows, H]
+  const T** h_prev = nullptr;  // [chunk_rows]
+  T* x_columns = nullptr;      // x of the chunk, packed
+  T* h_columns = nullptr;      // h_prev of the chunk, packed
+  T* full_columns = nullptr;   // h_full of the chunk, packed
+  T* delta_rows = nullptr;     // [kSums * H, row_stride]: deltas of the chunk, transposed
+  T* dp_rows = nullptr;        // [P, row_stride]: dp of the chunk, transposed
+  int64_t row_stride = 0;
+  BackwardRow<T>* rows = nullptr;  // [B] of each thread
 
   int64_t delta_stride() const { return Cell::kSums * args.shape.H; }
   int64_t depth() const { return Cell::kGates * args.shape.H; }
@@ -85,8 +88,7 @@ struct BackwardStep {
       for (int b = 0; b < NB; ++b) sum[r][b][0] = V::zero();
     }
     const Columns<T>& right = kProjected ? plan.hr : plan.hh;
-    multiply<R, NB, 1, InOrder<1>>(sum, a, K, right.at(block), right.k_stride,
-                                   right.block_stride);
+    multiply<R, NB, 1, InOrder<1>>(sum, a, K, right.at(block), right.k_stride, right.block_stride);
     finish_tile(*this, row, block, sum);
   }
 
@@ -148,8 +150,8 @@ struct HiddenGradient {
     using V = Vec<T>;
     const int64_t unit = block * V::kLanes;
     const int n = lanes_of<T>(block, O);
-    const V dh = sum[0] + V::load(rows[row].grad_out + unit, n) +
-                 V::load(rows[row].carry_in + unit, n);
+    const V dh =
+        sum[0] + V::load(rows[row].grad_out + unit, n) + V::load(rows[row].carry_in + unit, n);
     dh.store(to + row * O + unit, n);
   }
 };
@@ -221,7 +223,7 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
       at.later = has_later ? later_deltas + row * later_stride : plan.zeros;
       at.grad_out =
           args.grad_out != nullptr ? args.grad_out + n * args.grad_out_stride : plan.zeros;
-      at.carry_in = has_later ? (Cell::kCarries ? plan.carry + row * O : plan.zeros)
+      at.carry_in = has_later                 ? (Cell::kCarries ? plan.carry + row * O : plan.zeros)
                     : args.grad_hn != nullptr ? args.grad_hn + row * O
                                               : plan.zeros;
       at.h = args.out + n * args.out_stride;
@@ -296,61 +298,110 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
   }
 }
 
-// sums += left^T deltas for this thread's blocks of delta columns, and dw_hr likewise.
+// This thread's part of the right-hand operands of the weight gradients.
 template <typename Cell, typename T>
-void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, T* columns, int id,
-                     int team) {
+void pack_chunk(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int id, int team) {
   constexpr int kLanes = Vec<T>::kLanes;
-  constexpr int kWidth = 4;
-  const SequenceShape& shape = plan.args.shape;
-  const int64_t D = plan.delta_stride();
-  const auto product = [&](const T* left, int64_t M, const T* right, int64_t right_stride,
-                           int64_t N, T* to, int64_t to_stride) {
-    const Range mine = share(blocks_of<T>(N), team, id);
-    for (int64_t block = mine.begin; block < mine.end; block += kWidth) {
-      const int64_t width = mine.end - block < kWidth ? mine.end - block : kWidth;
-      for (int64_t i = 0; i < width; ++i)
-        pack_columns(right, right_stride, K, N, block + i, columns + i * K * kLanes);
-      multiply_matrices(
-          Product<T>{left, plan.left_stride, Columns<T>::packed(columns, K), K,
-                     to + block * kLanes, to_stride, N - block * kLanes, add},
-          M, Range{0, width});
-    }
+  const BackwardArgs<T>& args = plan.args;
+  const SequenceShape& shape = args.shape;
+  const auto each_block = [&](bool wanted, int64_t columns, auto&& pack) {
+    if (!wanted) return;
+    const Range mine = share(blocks_of<T>(columns), team, id);
+    for (int64_t block = mine.begin; block < mine.end; ++block) pack(block, chunk.size * kLanes);
   };
-  for (const DeltaColumns& set : Cell::kColumns) {
-    // The rows of ones go with both x, above them, and h, below.
-    const int64_t first = set.x ? 0 : shape.I;
-    const int64_t last = set.h ? shape.I + 1 + shape.hidden() : shape.I + 1;
-    product(plan.left + first * plan.left_stride, last - first,
-            plan.deltas + set.begin * shape.H, D, (set.end - set.begin) * shape.H,
-            plan.sums + first * D + set.begin * shape.H, D);
-  }
-  if (plan.args.grad_w_hr != nullptr)
-    product(plan.left_hr, shape.P, plan.h_full, shape.H, shape.H, plan.args.grad_w_hr, shape.H);
+  each_block(args.grad_w_ih != nullptr, shape.I, [&](int64_t block, int64_t size) {
+    pack_columns(args.x + chunk.lowest * args.x_stride, args.x_stride, chunk.size, shape.I, block,
+                 plan.x_columns + block * size);
+  });
+  each_block(args.grad_w_hh != nullptr, shape.hidden(), [&](int64_t block, int64_t size) {
+    pack_rows(plan.h_prev, chunk.size, shape.hidden(), block, plan.h_columns + block * size);
+  });
+  each_block(args.grad_w_hr != nullptr, shape.H, [&](int64_t block, int64_t size) {
+    pack_columns(plan.h_full, shape.H, chunk.size, shape.H, block,
+                 plan.full_columns + block * size);
+  });
 }
 
-// This thread's part of the transposed operands of the weight gradients.
-template <typename Cell, typename T>
-void transpose_chunk(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int id,
-                     int team) {
+// to[m][k] = from[k][m] for the given columns m and all K rows of a chunk's buffer.
+template <typename T>
+void transpose_columns(const T* from, int64_t stride, int64_t K, Range columns, T* to,
+                       int64_t to_stride) {
   constexpr int kLanes = Vec<T>::kLanes;
-  const SequenceShape& shape = plan.args.shape;
-  const Range strips = share(blocks_of<T>(chunk.size), team, id);
-  for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
-    const int64_t first = strip * kLanes;
-    const int n = lanes_of<T>(strip, chunk.size);
+  for (int64_t strip = 0; strip < blocks_of<T>(K); ++strip) {
+    const int n = lanes_of<T>(strip, K);
     const T* rows[kLanes] = {};
-    T* to = plan.left + first;
-    for (int j = 0; j < n; ++j)
-      rows[j] = plan.args.x + (chunk.lowest + first + j) * plan.args.x_stride;
-    transpose_strip<false>(rows, n, shape.I, to, plan.left_stride);
-    to += shape.I * plan.left_stride;
-    for (int j = 0; j < n; ++j) to[j] = T(1);
-    to += plan.left_stride;
-    transpose_strip<false>(plan.h_prev + first, n, shape.hidden(), to, plan.left_stride);
-    if (plan.args.grad_w_hr != nullptr) {
-      for (int j = 0; j < n; ++j) rows[j] = plan.dp + (first + j) * shape.P;
-      transpose_strip<false>(rows, n, shape.P, plan.left_hr + first, plan.left_stride);
+    for (int j = 0; j < n; ++j) rows[j] = from + (strip * kLanes + j) * stride + columns.begin;
+    transpose_strip<false>(rows, n, columns.size(), to + columns.begin * to_stride + strip * kLanes,
+                           to_stride);
+  }
+}
+
+// grad[i] (+)= the sum of row i.
+template <typename T>
+void sum_rows(const T* rows, int64_t stride, int64_t K, int64_t count, T* grad, bool add) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T* row = rows + i * stride;
+    Vec<T> sum = Vec<T>::zero();
+    for (int64_t block = 0; block < blocks_of<T>(K); ++block)
+      sum = sum + Vec<T>::load(row + block * Vec<T>::kLanes, lanes_of<T>(block, K));
+    T lanes[Vec<T>::kLanes];
+    sum.store(lanes);
+    T total = T(0);
+    for (const T lane : lanes) total += lane;
+    grad[i] = add ? grad[i] + total : total;
+  }
+}
+
+// The gradients of the weights that this thread's columns of the deltas give.
+template <typename Cell, typename T>
+void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int id, int team) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const BackwardArgs<T>& args = plan.args;
+  const int64_t H = args.shape.H;
+  const int64_t D = plan.delta_stride();
+  const auto columns_of = [&](int64_t columns) {
+    const Range blocks = share(blocks_of<T>(columns), team, id);
+    const int64_t end = blocks.end * kLanes;
+    return Range{blocks.begin * kLanes, end < columns ? end : columns};
+  };
+  const auto product = [&](const T* rows, Range mine, const T* right, int64_t N, T* grad) {
+    if (grad == nullptr) return;
+    multiply_matrices(Product<T>{rows + mine.begin * plan.row_stride, plan.row_stride,
+                                 Columns<T>::packed(right, K), K, grad + mine.begin * N, N, N, add},
+                      mine.size(), Range{0, blocks_of<T>(N)});
+  };
+
+  const Range mine = columns_of(D);
+  if (mine.size() > 0) {
+    transpose_columns(plan.deltas, D, K, mine, plan.delta_rows, plan.row_stride);
+    int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
+    int64_t h_gates = 0;
+    for (const DeltaColumns& set : Cell::kColumns) {
+      const Range part{mine.begin > set.begin * H ? mine.begin : set.begin * H,
+                       mine.end < set.end * H ? mine.end : set.end * H};
+      if (part.size() > 0) {
+        const auto gradients = [&](int64_t gates, const T* right, int64_t N, T* w, T* b) {
+          // Row m of the deltas is row m + shift of the weights.
+          const int64_t shift = (gates - set.begin) * H;
+          product(plan.delta_rows, part, right, N, w == nullptr ? nullptr : w + shift * N);
+          if (b != nullptr) {
+            sum_rows(plan.delta_rows + part.begin * plan.row_stride, plan.row_stride, K,
+                     part.size(), b + shift + part.begin, add);
+          }
+        };
+        if (set.x) gradients(x_gates, plan.x_columns, args.shape.I, args.grad_w_ih, args.grad_b_ih);
+        if (set.h)
+          gradients(h_gates, plan.h_columns, args.shape.hidden(), args.grad_w_hh, args.grad_b_hh);
+      }
+      if (set.x) x_gates += set.end - set.begin;
+      if (set.h) h_gates += set.end - set.begin;
+    }
+  }
+  if (args.grad_w_hr != nullptr) {
+    const Range projected = columns_of(args.shape.P);
+    if (projected.size() > 0) {
+      transpose_columns(plan.dp, args.shape.P, K, projected, plan.dp_rows, plan.row_stride);
+      product(plan.dp_rows, projected, plan.full_columns, H, args.grad_w_hr);
     }
   }
 }
@@ -370,45 +421,12 @@ void input_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
     const int64_t gates = set.end - set.begin;
     Columns<T> right = plan.ih;
     right.data += gate * H * right.k_stride;
-    multiply_matrices(
-        Product<T>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
-                   plan.delta_stride(), right, gates * H,
-                   args.grad_x + (chunk.lowest + mine.begin) * I, I, I, add},
-        mine.size(), Range{0, blocks_of<T>(I)});
+    multiply_matrices(Product<T>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
+                                 plan.delta_stride(), right, gates * H,
+                                 args.grad_x + (chunk.lowest + mine.begin) * I, I, I, add},
+                      mine.size(), Range{0, blocks_of<T>(I)});
     gate += gates;
     add = true;
-  }
-}
-
-// Writes this thread's share of the summed gradients in the layout of the weights.
-template <typename Cell, typename T>
-void store_weight_gradients(const BackwardPlan<Cell, T>& plan, int id, int team) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  const BackwardArgs<T>& args = plan.args;
-  const int64_t H = args.shape.H;
-  const int64_t I = args.shape.I;
-  const int64_t D = plan.delta_stride();
-  const auto store = [&](const T* sums, int64_t columns, int gate, int sum, T* to) {
-    if (to == nullptr) return;
-    const Range strips = share(blocks_of<T>(columns), team, id);
-    for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
-      const int n = lanes_of<T>(strip, columns);
-      const T* rows[kLanes] = {};
-      for (int j = 0; j < n; ++j) rows[j] = sums + (strip * kLanes + j) * D + sum * H;
-      transpose_strip<false>(rows, n, H, to + gate * H * columns + strip * kLanes, columns);
-    }
-  };
-  const T* ones = plan.sums + I * D;
-  for (int gate = 0; gate < Cell::kGates; ++gate) {
-    store(plan.sums, I, gate, Cell::XMap::at(gate), args.grad_w_ih);
-    store(ones + D, args.shape.hidden(), gate, Cell::HMap::at(gate), args.grad_w_hh);
-    const Range units = share(H, team, id);
-    for (int64_t u = units.begin; u < units.end; ++u) {
-      if (args.grad_b_ih != nullptr)
-        args.grad_b_ih[gate * H + u] = ones[Cell::XMap::at(gate) * H + u];
-      if (args.grad_b_hh != nullptr)
-        args.grad_b_hh[gate * H + u] = ones[Cell::HMap::at(gate) * H + u];
-    }
   }
 }
 
@@ -429,8 +447,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   const int64_t P = shape.P;
   const int64_t O = shape.hidden();
 
-  BackwardPlan<Cell, T> plan{args, 0, 0, false, {}, {}, {}, {}, {}, {}, {}, {}, {},
-                             {},   {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  BackwardPlan<Cell, T> plan{args};
   const Steps first_step(shape, true);
   plan.N = first_step.rows();
   const int64_t D = plan.delta_stride();
@@ -442,7 +459,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   if (plan.chunk_rows < kChunkRows) plan.chunk_rows = kChunkRows;
   if (plan.chunk_rows < shape.B) plan.chunk_rows = shape.B;
   if (plan.chunk_rows > plan.N) plan.chunk_rows = plan.N;
-  plan.left_stride = blocks_of<T>(plan.chunk_rows) * kLanes;
+  plan.row_stride = blocks_of<T>(plan.chunk_rows) * kLanes;
 
   const int64_t hidden_blocks = blocks_of<T>(O);
   const Split wanted = split_work<Cell>(shape, threads.limit, blocks_of<T>(H));
@@ -452,11 +469,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   const bool pack_ih = args.grad_x != nullptr && worth_packing<T>(I, plan.N / 6);
   const bool pack_hr = P > 0;
 
-  struct OfThread {
-    BackwardRow<T>* rows;
-    T* columns;
-  };
-  OfThread* own = nullptr;
+  BackwardRow<T>** own = nullptr;
   const int64_t zeros = depth > O ? depth : O;  // O may be above G * H only without bound: P <= H
   const auto lay_out = [&](Arena arena) {
     plan.zeros = arena.take<T>(zeros);
@@ -470,15 +483,17 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
     plan.dp = arena.take<T>(P > 0 ? plan.chunk_rows * P : 0);
     plan.h_full = arena.take<T>(P > 0 ? plan.chunk_rows * H : 0);
     const bool weights = plan.want_weights;
-    plan.h_prev = arena.take<const T*>(weights ? plan.chunk_rows : 0);
-    plan.left = arena.take<T>(weights ? (I + 1 + O) * plan.left_stride : 0);
-    plan.left_hr = arena.take<T>(weights ? P * plan.left_stride : 0);
-    plan.sums = arena.take<T>(weights ? (I + 1 + O) * D : 0);
-    own = arena.take<OfThread>(count);
+    const int64_t size = weights ? plan.chunk_rows : 0;
+    plan.h_prev = arena.take<const T*>(size);
+    plan.x_columns = arena.take<T>(blocks_of<T>(I) * kLanes * size);
+    plan.h_columns = arena.take<T>(hidden_blocks * kLanes * size);
+    plan.full_columns = arena.take<T>(P > 0 ? blocks_of<T>(H) * kLanes * size : 0);
+    plan.delta_rows = arena.take<T>(weights ? D * plan.row_stride : 0);
+    plan.dp_rows = arena.take<T>(weights ? P * plan.row_stride : 0);
+    own = arena.take<BackwardRow<T>*>(count);
     for (int i = 0; i < count; ++i) {
-      OfThread part{arena.take<BackwardRow<T>>(shape.B),
-                    arena.take<T>(weights ? 4 * plan.chunk_rows * kLanes : 0)};
-      if (own != nullptr) own[i] = part;
+      BackwardRow<T>* rows = arena.take<BackwardRow<T>>(shape.B);
+      if (own != nullptr) own[i] = rows;
     }
     return arena.used();
   };
@@ -512,7 +527,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
                              id,
                              team};
     BackwardPlan<Cell, T> own_plan = plan;
-    own_plan.rows = own[id].rows;
+    own_plan.rows = own[id];
 
     Steps steps = first_step;
     int64_t batch_before = 0;
@@ -521,9 +536,9 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
       backward_steps(own_plan, chunk, done, batch_before, mine, barrier);
       barrier.wait(team);
       if (plan.want_weights) {
-        transpose_chunk(plan, chunk, id, team);
+        pack_chunk(plan, chunk, id, team);
         barrier.wait(team);
-        weight_products(plan, chunk.size, done > 0, own[id].columns, id, team);
+        weight_products(plan, chunk.size, done > 0, id, team);
       }
       if (args.grad_x != nullptr) input_products(plan, chunk, id, team);
 
@@ -540,10 +555,6 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
         steps.next();
         barrier.wait(team);
       }
-    }
-    if (plan.want_weights) {
-      barrier.wait(team);
-      store_weight_gradients(plan, id, team);
     }
   };
   run_team(threads, count, body);

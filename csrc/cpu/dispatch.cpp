@@ -108,7 +108,8 @@ ActiveIsa active_isa() {
 
 void choose_isa(const std::string& name) {
   State& s = state();
-  const ActiveIsa chosen = name.empty() ? detect() : ActiveIsa{named(name, "set_isa"), "chosen by set_isa"};
+  const ActiveIsa chosen =
+      name.empty() ? detect() : ActiveIsa{named(name, "set_isa"), "chosen by set_isa"};
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.active = chosen;
   s.isa.store(static_cast<int>(chosen.isa), std::memory_order_relaxed);

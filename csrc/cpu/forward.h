@@ -6,6 +6,12 @@
 // only a few rows, reading w_ih again each step costs more than writing the sums once: there the
 // input products of many steps are one product ahead of them.
 
+//
+// Packing reads and writes every weight once, which one step of few rows would not earn back:
+// there the weights are read where they are, each gate a dot product.
+
+// One step of up to this many rows reads the weights in place.
+constexpr int64_t kRowsInPlace = 8;
 // At most this many rows of a thread take their input products ahead of the steps.
 constexpr int64_t kRowsAhead = 4;
 // Sums that the input products of a chunk of steps may take: half of L2.
@@ -26,20 +32,21 @@ struct ForwardRow {
 template <typename Cell, typename T>
 struct ForwardPlan {
   const ForwardArgs<T>& args;
-  int64_t blocks;   // of units
-  bool ahead;       // input products before the steps
-  int64_t steps_ahead;
+  int64_t blocks = 0;     // of units
+  bool in_place = false;  // one step of few rows: the weights are read where they are
+  bool ahead = false;     // input products before the steps
+  int64_t steps_ahead = 0;
 
-  T* x_panels;  // [blocks][I][G][kLanes]
-  T* h_panels;  // [blocks][O][G][kLanes]
-  T* bias;      // [blocks][kSums][kLanes]
-  T* projection;  // [blocks of P][H][kLanes]
-  T* unprojected;  // [B, H]
-  T* zeros;  // [max(O, H)]
+  T* x_panels = nullptr;     // [blocks][I][G][kLanes]
+  T* h_panels = nullptr;     // [blocks][O][G][kLanes]
+  T* bias = nullptr;         // [blocks][kSums][kLanes]
+  T* projection = nullptr;   // [blocks of P][H][kLanes]
+  T* unprojected = nullptr;  // [B, H]
+  T* zeros = nullptr;        // [max(O, H)]
   // Of each thread:
-  ForwardRow<T>* rows;  // [B]
-  const T** ahead_x;    // [steps_ahead * B]
-  T* ahead_sums;        // [steps_ahead * B][blocks][G][kLanes]
+  ForwardRow<T>* rows = nullptr;  // [B]
+  const T** ahead_x = nullptr;    // [steps_ahead * B]
+  T* ahead_sums = nullptr;        // [steps_ahead * B][blocks][G][kLanes]
 
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
 };
@@ -92,9 +99,9 @@ struct ForwardStep {
     const T* h[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) h[r] = row_of[r].h_prev;
-    multiply<R, NB, kSums, typename Cell::HMap>(
-        sum, h, O, plan.h_panels + block * hidden * kGates * kLanes, kGates * kLanes,
-        hidden * kGates * kLanes);
+    multiply<R, NB, kSums, typename Cell::HMap>(sum, h, O,
+                                                plan.h_panels + block * hidden * kGates * kLanes,
+                                                kGates * kLanes, hidden * kGates * kLanes);
 
     finish_tile(*this, row, block, sum);
   }
@@ -120,6 +127,65 @@ struct ForwardStep {
     }
   }
 };
+
+// sums[j] += w[j] . x for the n <= kLanes rows of w that follow each other, K long.
+template <typename T>
+FUSED_RNN_INLINE Vec<T> dot_products(Vec<T> sums, const T* w, int n, const T* x, int64_t K) {
+  using V = Vec<T>;
+  V products[V::kLanes];
+  const T* rows[V::kLanes];
+#pragma GCC unroll 16
+  for (int j = 0; j < V::kLanes; ++j) {
+    products[j] = V::zero();
+    rows[j] = w + (j < n ? j : 0) * K;
+  }
+  for (int64_t block = 0; block < blocks_of<T>(K); ++block) {
+    const int64_t k = block * V::kLanes;
+    const int lanes = lanes_of<T>(block, K);
+    const V value = V::load(x + k, lanes);
+    if (lanes == V::kLanes) {
+#pragma GCC unroll 16
+      for (int j = 0; j < V::kLanes; ++j)
+        products[j] = fma(value, V::load(rows[j] + k), products[j]);
+    } else {
+#pragma GCC unroll 16
+      for (int j = 0; j < V::kLanes; ++j)
+        products[j] = fma(value, V::load(rows[j] + k, lanes), products[j]);
+    }
+  }
+  transpose_square<T>(products);
+#pragma GCC unroll 16
+  for (int j = 0; j < V::kLanes; ++j) sums = sums + products[j];
+  return sums;
+}
+
+// The only step of a short call: each block of units from the weights in torch's layout.
+template <typename Cell, typename T>
+void step_in_place(ForwardStep<Cell, T>& step, int64_t rows, Range blocks) {
+  using V = Vec<T>;
+  const ForwardArgs<T>& args = step.plan.args;
+  const int64_t H = args.shape.H;
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    const int64_t unit = block * V::kLanes;
+    const int n = lanes_of<T>(block, H);
+    for (int64_t row = 0; row < rows; ++row) {
+      V sum[Cell::kSums];
+#pragma GCC unroll 8
+      for (int s = 0; s < Cell::kSums; ++s)
+        sum[s] = V::load(step.plan.bias + (block * Cell::kSums + s) * V::kLanes);
+      for (int g = 0; g < Cell::kGates; ++g) {
+        V& x_sum = sum[Cell::XMap::at(g)];
+        x_sum = dot_products(x_sum, args.weights.w_ih + (g * H + unit) * step.I, n,
+                             step.rows[row].x, step.I);
+        V& h_sum = sum[Cell::HMap::at(g)];
+        if (step.O > 0)
+          h_sum = dot_products(h_sum, args.weights.w_hh + (g * H + unit) * step.O, n,
+                               step.rows[row].h_prev, step.O);
+      }
+      step.finish(row, block, sum);
+    }
+  }
+}
 
 // The input products of many rows, biases included, kept in the layout of the sums.
 template <typename Cell, typename T>
@@ -169,8 +235,10 @@ void pack_forward(const ForwardPlan<Cell, T>& plan, Range blocks) {
   const int64_t I = shape.I;
   const int64_t O = shape.hidden();
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    pack_gates(w.w_ih, kGates, shape.H, I, block, plan.x_panels + block * I * kGates * kLanes);
-    pack_gates(w.w_hh, kGates, shape.H, O, block, plan.h_panels + block * O * kGates * kLanes);
+    if (!plan.in_place) {
+      pack_gates(w.w_ih, kGates, shape.H, I, block, plan.x_panels + block * I * kGates * kLanes);
+      pack_gates(w.w_hh, kGates, shape.H, O, block, plan.h_panels + block * O * kGates * kLanes);
+    }
     T* bias = plan.bias + block * Cell::kSums * kLanes;
     for (int i = 0; i < Cell::kSums * kLanes; ++i) bias[i] = T(0);
     if (w.b_ih == nullptr) continue;
@@ -241,7 +309,7 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Ra
       at.gates = args.gates != nullptr ? args.gates + n * Cell::kSaved * H : nullptr;
       if constexpr (Cell::kHasState) {
         at.c = args.cells != nullptr ? args.cells + n * H : args.cn + row * H;
-        at.c_prev = !goes_on ? (args.c0 != nullptr ? args.c0 + row * H : plan.zeros)
+        at.c_prev = !goes_on                ? (args.c0 != nullptr ? args.c0 + row * H : plan.zeros)
                     : args.cells != nullptr ? args.cells + (previous_offset + row) * H
                                             : args.cn + row * H;
       }
@@ -250,7 +318,11 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Ra
 
     const bool no_state = s == 0 && args.h0 == nullptr;
     ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I, no_state ? 0 : O};
-    for_each_tile<Cell::kSums>(rows, units, tiles);
+    if (plan.in_place) {
+      step_in_place(tiles, rows, units);
+    } else {
+      for_each_tile<Cell::kSums>(rows, units, tiles);
+    }
     if (shape.P > 0) {
       if (!alone) barrier.wait(team);
       Product<T> project{plan.unprojected + mine.begin * H,
@@ -298,8 +370,7 @@ Split split_work(const SequenceShape& shape, int count, int64_t units_blocks) {
   const int by_rows = shape.B < count ? static_cast<int>(shape.B) : count;
   const int by_units = units_blocks < count ? static_cast<int>(units_blocks) : count;
   const bool full_tiles = shape.B >= 6 * static_cast<int64_t>(count);
-  if (full_tiles || by_units == 1 || step < kWorthABarrier)
-    return {by_rows, 1};
+  if (full_tiles || by_units == 1 || step < kWorthABarrier) return {by_rows, 1};
   return {1, by_units};
 }
 
@@ -313,10 +384,12 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
   const int64_t O = shape.hidden();
   const int64_t P_blocks = shape.P > 0 ? blocks_of<T>(shape.P) : 0;
 
-  ForwardPlan<Cell, T> plan{args, blocks_of<T>(H), false, 0, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  ForwardPlan<Cell, T> plan{args};
+  plan.blocks = blocks_of<T>(H);
   const Split wanted = split_work<Cell>(shape, threads.limit, plan.blocks);
   const int count = wanted.rows * wanted.units;
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
+  plan.in_place = shape.T == 1 && shape.B <= kRowsInPlace;
   plan.ahead = shape.T > 1 && thread_rows <= kRowsAhead;
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
@@ -334,8 +407,9 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
   OfThread* own = nullptr;
   const auto lay_out = [&](Arena arena) {
-    plan.x_panels = arena.take<T>(plan.blocks * I * kGates * kLanes);
-    plan.h_panels = arena.take<T>(plan.blocks * O * kGates * kLanes);
+    const int64_t panels = plan.in_place ? 0 : plan.blocks * kGates * kLanes;
+    plan.x_panels = arena.take<T>(panels * I);
+    plan.h_panels = arena.take<T>(panels * O);
     plan.bias = arena.take<T>(plan.blocks * Cell::kSums * kLanes);
     plan.projection = arena.take<T>(P_blocks * H * kLanes);
     plan.unprojected = arena.take<T>(shape.P > 0 ? shape.B * H : 0);

@@ -36,6 +36,14 @@ void pack_columns(const T* b, int64_t stride, int64_t K, int64_t columns, int64_
   for (int64_t k = 0; k < K; ++k) Vec<T>::load(from + k * stride, n).store(to + k * kLanes);
 }
 
+// The same of rows that lie anywhere.
+template <typename T>
+void pack_rows(const T* const* rows, int64_t K, int64_t columns, int64_t block, T* to) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const int n = lanes_of<T>(block, columns);
+  for (int64_t k = 0; k < K; ++k) Vec<T>::load(rows[k] + block * kLanes, n).store(to + k * kLanes);
+}
+
 // A right-hand operand of a plain product. Block i starts at data + i * block_stride; its vector
 // for k at a further k * k_stride. All kLanes lanes of the last block can be read.
 template <typename T>

@@ -55,8 +55,8 @@ void run_team(const Threads& threads, int count, Body& body) {
     return;
   }
   threads.run(
-      count,
-      [](void* context, int id, int team) { (*static_cast<Body*>(context))(id, team); }, &body);
+      count, [](void* context, int id, int team) { (*static_cast<Body*>(context))(id, team); },
+      &body);
 }
 
 // The share of [0, n) that falls to part `id` of `parts`.

@@ -3,12 +3,15 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace fused_rnn {
 namespace {
 
 std::byte* allocate(size_t bytes) {
-  const size_t rounded =
-      (bytes + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment;
+  const size_t rounded = (bytes + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment;
   void* block = std::aligned_alloc(Arena::kAlignment, rounded > 0 ? rounded : Arena::kAlignment);
   if (block == nullptr) throw std::bad_alloc();
   return static_cast<std::byte*>(block);

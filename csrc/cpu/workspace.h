@@ -33,7 +33,7 @@ class Arena {
 // that small calls allocate nothing and large ones hold no memory that they no longer use.
 class Workspace {
  public:
-  static constexpr size_t kKept = size_t{8} << 20;
+  static constexpr size_t kKept = size_t{64} << 20;
 
   explicit Workspace(size_t bytes);  // throws std::bad_alloc
   ~Workspace();

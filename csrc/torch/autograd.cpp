@@ -93,7 +93,8 @@ Saved saved_of(AutogradContext* ctx) {
 OptionalTensors optional(const variable_list& grads) {
   OptionalTensors list;
   list.reserve(grads.size());
-  for (const at::Tensor& grad : grads) list.push_back(grad.defined() ? OptionalTensor(grad) : std::nullopt);
+  for (const at::Tensor& grad : grads)
+    list.push_back(grad.defined() ? OptionalTensor(grad) : std::nullopt);
   return list;
 }
 
@@ -107,8 +108,7 @@ Flags wanted_of(AutogradContext* ctx, const Saved& saved) {
 }
 
 // One gradient for each argument of forward: the wanted ones in their places, the rest undefined.
-variable_list in_places(const Flags& wanted, const variable_list& grads,
-                        size_t other_arguments) {
+variable_list in_places(const Flags& wanted, const variable_list& grads, size_t other_arguments) {
   variable_list all(wanted.size() + other_arguments);
   size_t next = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
@@ -132,8 +132,8 @@ variable_list differentiable_gradients(const Saved& saved, const Flags& wanted,
     if (wanted[i]) of.push_back(arguments.back());
   }
   const at::TensorList all(arguments);
-  const variable_list results = recompute(arguments[0], all.slice(1, saved.states),
-                                          all.slice(1 + saved.states));
+  const variable_list results =
+      recompute(arguments[0], all.slice(1, saved.states), all.slice(1 + saved.states));
   variable_list outputs;
   variable_list grad_outputs;
   for (size_t i = 0; i < grads.size(); ++i) {
@@ -161,8 +161,8 @@ variable_list recompute_sequence(const at::Tensor& input, at::TensorList states,
     const int64_t hidden = params[1].size(1);
     all.push_back(at::zeros({num_layers * directions, batch, hidden}, input.options()));
     if (cell == "lstm") {
-      all.push_back(at::zeros({num_layers * directions, batch, params[1].size(0) / gates},
-                              input.options()));
+      all.push_back(
+          at::zeros({num_layers * directions, batch, params[1].size(0) / gates}, input.options()));
     }
   }
   const auto run = [&](auto&& dense, auto&& packed) -> variable_list {
@@ -176,7 +176,8 @@ variable_list recompute_sequence(const at::Tensor& input, at::TensorList states,
     return {output, hn};
   };
   if (cell == "gru") {
-    return run([](auto&&... a) { return at::gru(a...); }, [](auto&&... a) { return at::gru(a...); });
+    return run([](auto&&... a) { return at::gru(a...); },
+               [](auto&&... a) { return at::gru(a...); });
   }
   if (cell == "rnn_tanh") {
     return run([](auto&&... a) { return at::rnn_tanh(a...); },
@@ -213,14 +214,12 @@ variable_list recompute_cell(const at::Tensor& input, at::TensorList states, at:
 
 class SequenceFunction : public torch::autograd::Function<SequenceFunction> {
  public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input,
-                               at::TensorList states, at::TensorList params,
-                               const OptionalTensor& batch_sizes, std::string_view cell,
-                               int64_t num_layers, bool bidirectional) {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
+                               at::TensorList params, const OptionalTensor& batch_sizes,
+                               std::string_view cell, int64_t num_layers, bool bidirectional) {
     static const auto op = find<decltype(sequence_train)>("fused_rnn::sequence_train");
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto results =
-        op.call(input, states, params, batch_sizes, cell, num_layers, bidirectional);
+    auto results = op.call(input, states, params, batch_sizes, cell, num_layers, bidirectional);
     ctx->saved_data["num_layers"] = num_layers;
     ctx->saved_data["bidirectional"] = bidirectional;
     save(ctx, input, states, params, batch_sizes, cell, results);
@@ -245,18 +244,17 @@ class SequenceFunction : public torch::autograd::Function<SequenceFunction> {
     }
     static const auto op = find<decltype(sequence_backward)>("fused_rnn::sequence_backward");
     return in_places(wanted,
-                     op.call(optional(grads), saved.input(), saved.state_list(),
-                             saved.param_list(), saved.batch_sizes(), saved.output(),
-                             saved.reserve(), cell, num_layers, bidirectional, wanted),
+                     op.call(optional(grads), saved.input(), saved.state_list(), saved.param_list(),
+                             saved.batch_sizes(), saved.output(), saved.reserve(), cell, num_layers,
+                             bidirectional, wanted),
                      kOtherArguments);
   }
 };
 
 class CellFunction : public torch::autograd::Function<CellFunction> {
  public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input,
-                               at::TensorList states, at::TensorList params,
-                               std::string_view cell) {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
+                               at::TensorList params, std::string_view cell) {
     static const auto op = find<decltype(cell_train)>("fused_rnn::cell_train");
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto results = op.call(input, states, params, cell);
@@ -279,9 +277,8 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     }
     static const auto op = find<decltype(cell_backward)>("fused_rnn::cell_backward");
     return in_places(wanted,
-                     op.call(optional(grads), saved.input(), saved.state_list(),
-                             saved.param_list(), saved.output(), saved.reserve(), cell,
-                             wanted),
+                     op.call(optional(grads), saved.input(), saved.state_list(), saved.param_list(),
+                             saved.output(), saved.reserve(), cell, wanted),
                      kOtherArguments);
   }
 };

@@ -1,11 +1,11 @@
 // Every op of the library, and the Python module `fused_rnn._C`.
 //
 // cell is "lstm", "gru", "rnn_tanh" or "rnn_relu". A sequence is dense [T, B, I], or packed [N, I]
-// with batch_sizes [T]. states are none (zeros), [h0], or for an LSTM [h0, c0], each [L*D, B, size];
-// params are for each layer and direction w_ih, w_hh(, b_ih, b_hh)(, w_hr). The results are output,
-// hn(, cn); those of a cell are h(, c). The `_train` ops return last what their `_backward` op
-// needs (problem.h has its layout). `wanted` has an entry for input, each state and each parameter;
-// the backward ops return the wanted gradients in that order.
+// with batch_sizes [T]. states are none (zeros), [h0], or for an LSTM [h0, c0], each [L*D, B,
+// size]; params are for each layer and direction w_ih, w_hh(, b_ih, b_hh)(, w_hr). The results are
+// output, hn(, cn); those of a cell are h(, c). The `_train` ops return last what their `_backward`
+// op needs (problem.h has its layout). `wanted` has an entry for input, each state and each
+// parameter; the backward ops return the wanted gradients in that order.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -109,10 +109,10 @@ std::vector<at::Tensor> forward(const Problem& p, bool train) {
 struct Gradients {
   const at::Tensor& output;
   const at::Tensor& reserve;
-  at::Tensor out, hn, cn;           // given; undefined: zero
-  at::Tensor input;                 // filled
+  at::Tensor out, hn, cn;            // given; undefined: zero
+  at::Tensor input;                  // filled
   std::array<at::Tensor, 2> states;  // filled
-  std::vector<at::Tensor> params;   // filled
+  std::vector<at::Tensor> params;    // filled
 };
 
 // Whether anything is wanted of a layer or of those below it.
@@ -157,9 +157,9 @@ void run_backward(const Problem& p, Gradients& g) {
       args.x = layer == 0 ? p.input().const_data_ptr<T>() : kept + p.inner_output_offset(layer - 1);
       args.x_stride = p.input_size(layer);
       args.h0 = slice(data_or_null<T>(p.state(0)), group, p.B, O);
-      args.out = (layer + 1 == p.L ? g.output.const_data_ptr<T>()
-                                   : kept + p.inner_output_offset(layer)) +
-                 direction * O;
+      args.out =
+          (layer + 1 == p.L ? g.output.const_data_ptr<T>() : kept + p.inner_output_offset(layer)) +
+          direction * O;
       args.out_stride = width;
       if (p.traits.saved > 0) args.gates = kept + p.gates_offset(layer, direction);
       args.grad_out = grad_out != nullptr ? grad_out + direction * O : nullptr;
@@ -196,8 +196,8 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
               grads.size());
   const size_t states = p.state(0) == nullptr ? 0 : p.traits.has_state ? 2 : 1;
   const size_t params = static_cast<size_t>(p.L * p.D * p.params_of_layer());
-  TORCH_CHECK(wanted.size() == 1 + states + params, "Expected wanted to have ",
-              1 + states + params, " entries (input, states, parameters), got ", wanted.size());
+  TORCH_CHECK(wanted.size() == 1 + states + params, "Expected wanted to have ", 1 + states + params,
+              " entries (input, states, parameters), got ", wanted.size());
   p.check_like(output, p.output_sizes(), "output");
   p.check_like(reserve, {p.reserve_size()}, "reserve");
   const auto output_contiguous = output.expect_contiguous();
@@ -251,8 +251,7 @@ std::vector<at::Tensor> sequence_train(const at::Tensor& input, at::TensorList s
                                        std::string_view cell, int64_t num_layers,
                                        bool bidirectional) {
   return forward(
-      Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional),
-      true);
+      Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional), true);
 }
 
 std::vector<at::Tensor> sequence_backward(const OptionalTensors& grads, const at::Tensor& input,
@@ -262,8 +261,8 @@ std::vector<at::Tensor> sequence_backward(const OptionalTensors& grads, const at
                                           std::string_view cell, int64_t num_layers,
                                           bool bidirectional, const Flags& wanted) {
   return backward(
-      Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional),
-      grads, output, reserve, wanted);
+      Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional), grads,
+      output, reserve, wanted);
 }
 
 std::vector<at::Tensor> cell(const at::Tensor& input, at::TensorList states, at::TensorList params,

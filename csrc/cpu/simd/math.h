@@ -18,8 +18,8 @@ struct ExpConstants<float> {
   static constexpr float kLog2e = 1.44269504F;
   static constexpr float kLn2High = 0.693359375F;
   static constexpr float kLn2Low = -2.12194440e-4F;
-  static constexpr float kLimit = 104.0F;      // exp(-104) is below the smallest denormal
-  static constexpr float kTanhLimit = 20.0F;   // tanh(10) rounds to 1
+  static constexpr float kLimit = 104.0F;     // exp(-104) is below the smallest denormal
+  static constexpr float kTanhLimit = 20.0F;  // tanh(10) rounds to 1
   static constexpr float kP[] = {0.5000000014F,   0.1666666676F,   0.04166646337F,
                                  0.008333285716F, 0.001393382228F, 0.0001990779075F};
 };
@@ -92,8 +92,7 @@ FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   const auto [expm1_r, n] = exp_parts(y);
   // Scaled in two steps: at the ends of the range 2^n alone would not be a normal number.
   const auto half = n >> 1;
-  const Vec<T> e =
-      (expm1_r + one) * power_of_two<T>(half) * power_of_two<T>(n - half);
+  const Vec<T> e = (expm1_r + one) * power_of_two<T>(half) * power_of_two<T>(n - half);
   return one / (one + e);
 }
 
