@@ -12,6 +12,10 @@
 
 // One step of up to this many rows reads the weights in place.
 constexpr int64_t kRowsInPlace = 8;
+// One row reads a w_hh larger than this in place at every step: it comes from memory each time
+// anyway, and a panel would only add its own traffic (H = 1536, 38 MB: 53 ms against 74; at 16 MB
+// and below panels are a sixth faster).
+constexpr int64_t kInPlaceBytes = 24 << 20;
 // At most this many rows of a thread take their input products ahead of the steps.
 constexpr int64_t kRowsAhead = 4;
 // Sums that the input products of a chunk of steps may take: half of L2.
@@ -32,9 +36,10 @@ struct ForwardRow {
 template <typename Cell, typename T>
 struct ForwardPlan {
   const ForwardArgs<T>& args;
-  int64_t blocks = 0;     // of units
-  bool in_place = false;  // one step of few rows: the weights are read where they are
-  bool ahead = false;     // input products before the steps
+  int64_t blocks = 0;       // of units
+  bool x_in_place = false;  // the weights are read where they are, not from panels
+  bool h_in_place = false;
+  bool ahead = false;  // input products before the steps
   int64_t steps_ahead = 0;
 
   T* x_panels = nullptr;     // [blocks][I][G][kLanes]
@@ -169,18 +174,21 @@ void step_in_place(ForwardStep<Cell, T>& step, int64_t rows, Range blocks) {
     const int64_t unit = block * V::kLanes;
     const int n = lanes_of<T>(block, H);
     for (int64_t row = 0; row < rows; ++row) {
+      const ForwardRow<T>& at = step.rows[row];
       V sum[Cell::kSums];
 #pragma GCC unroll 8
       for (int s = 0; s < Cell::kSums; ++s)
         sum[s] = V::load(step.plan.bias + (block * Cell::kSums + s) * V::kLanes);
       for (int g = 0; g < Cell::kGates; ++g) {
         V& x_sum = sum[Cell::XMap::at(g)];
-        x_sum = dot_products(x_sum, args.weights.w_ih + (g * H + unit) * step.I, n,
-                             step.rows[row].x, step.I);
+        if (at.ahead != nullptr) x_sum = V::load(at.ahead + (block * Cell::kGates + g) * V::kLanes);
+        x_sum =
+            dot_products(x_sum, args.weights.w_ih + (g * H + unit) * args.shape.I, n, at.x, step.I);
+      }
+      for (int g = 0; g < Cell::kGates; ++g) {
         V& h_sum = sum[Cell::HMap::at(g)];
-        if (step.O > 0)
-          h_sum = dot_products(h_sum, args.weights.w_hh + (g * H + unit) * step.O, n,
-                               step.rows[row].h_prev, step.O);
+        h_sum = dot_products(h_sum, args.weights.w_hh + (g * H + unit) * args.shape.hidden(), n,
+                             at.h_prev, step.O);
       }
       step.finish(row, block, sum);
     }
@@ -235,10 +243,10 @@ void pack_forward(const ForwardPlan<Cell, T>& plan, Range blocks) {
   const int64_t I = shape.I;
   const int64_t O = shape.hidden();
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    if (!plan.in_place) {
+    if (!plan.x_in_place)
       pack_gates(w.w_ih, kGates, shape.H, I, block, plan.x_panels + block * I * kGates * kLanes);
+    if (!plan.h_in_place)
       pack_gates(w.w_hh, kGates, shape.H, O, block, plan.h_panels + block * O * kGates * kLanes);
-    }
     T* bias = plan.bias + block * Cell::kSums * kLanes;
     for (int i = 0; i < Cell::kSums * kLanes; ++i) bias[i] = T(0);
     if (w.b_ih == nullptr) continue;
@@ -318,7 +326,7 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Ra
 
     const bool no_state = s == 0 && args.h0 == nullptr;
     ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I, no_state ? 0 : O};
-    if (plan.in_place) {
+    if (plan.h_in_place) {
       step_in_place(tiles, rows, units);
     } else {
       for_each_tile<Cell::kSums>(rows, units, tiles);
@@ -389,7 +397,9 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
   const Split wanted = split_work<Cell>(shape, threads.limit, plan.blocks);
   const int count = wanted.rows * wanted.units;
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
-  plan.in_place = shape.T == 1 && shape.B <= kRowsInPlace;
+  const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(T));
+  plan.x_in_place = shape.T == 1 && shape.B <= kRowsInPlace;
+  plan.h_in_place = plan.x_in_place || (shape.B == 1 && hh_bytes > kInPlaceBytes);
   plan.ahead = shape.T > 1 && thread_rows <= kRowsAhead;
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
@@ -407,9 +417,9 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
   OfThread* own = nullptr;
   const auto lay_out = [&](Arena arena) {
-    const int64_t panels = plan.in_place ? 0 : plan.blocks * kGates * kLanes;
-    plan.x_panels = arena.take<T>(panels * I);
-    plan.h_panels = arena.take<T>(panels * O);
+    const int64_t panels = plan.blocks * kGates * kLanes;
+    plan.x_panels = arena.take<T>(plan.x_in_place ? 0 : panels * I);
+    plan.h_panels = arena.take<T>(plan.h_in_place ? 0 : panels * O);
     plan.bias = arena.take<T>(plan.blocks * Cell::kSums * kLanes);
     plan.projection = arena.take<T>(P_blocks * H * kLanes);
     plan.unprojected = arena.take<T>(shape.P > 0 ? shape.B * H : 0);

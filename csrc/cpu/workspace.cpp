@@ -28,7 +28,7 @@ thread_local Kept kept;
 
 }  // namespace
 
-Workspace::Workspace(size_t bytes) {
+Workspace::Workspace(size_t bytes) : bytes_(bytes) {
   if (bytes > kKept || kept.in_use) {
     block_ = allocate(bytes);
     owned_ = true;
@@ -47,6 +47,9 @@ Workspace::Workspace(size_t bytes) {
 }
 
 Workspace::~Workspace() {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(block_, owned_ ? bytes_ : kept.bytes);
+#endif
   if (owned_) {
     std::free(block_);
   } else {

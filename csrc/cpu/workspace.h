@@ -4,6 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace fused_rnn {
 
 // Cuts a block into arrays. Over no block (null) it only counts, so that the same code first asks
@@ -19,6 +23,11 @@ class Arena {
     std::byte* p = block_ == nullptr ? nullptr : block_ + used_;
     const size_t bytes = static_cast<size_t>(count) * sizeof(T);
     used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+#if defined(__SANITIZE_ADDRESS__)
+    // What follows an array, up to the next one, is out of bounds.
+    used_ += kAlignment;
+    if (p != nullptr) ASAN_POISON_MEMORY_REGION(p + bytes, block_ + used_ - (p + bytes));
+#endif
     return reinterpret_cast<T*>(p);
   }
 
@@ -44,6 +53,7 @@ class Workspace {
 
  private:
   std::byte* block_;
+  size_t bytes_;
   bool owned_;
 };
 

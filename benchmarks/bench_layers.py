@@ -1,0 +1,10 @@
+"""Layers on dense sequences: one layer, two bidirectional ones, projection, float64."""
+
+from timed import PACE, time_rows
+
+pytestmark = PACE
+
+bench_one_layer = time_rows("inference", "training")
+bench_stacked = time_rows("stacked-inference", "stacked-training")
+bench_projection = time_rows("projection-inference", "projection-training")
+bench_float64 = time_rows("float64-training")

@@ -1,0 +1,408 @@
+// The kernels without Python or torch, meant to run under sanitizers: every instruction set of the
+// machine, odd sizes, dense and packed, both directions, one to three threads. Every buffer is a
+// heap block of its exact size, so that an address sanitizer sees a step beyond either end.
+//
+// Forward results are compared with a naive loop in double, gradients with central differences of
+// the kernels' own forward pass in double, activations with long double in units in the last place.
+
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+namespace {
+
+using namespace fused_rnn;
+
+int failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+// Threads as the kernels ask for them, one fewer than asked for when `fewer`.
+template <bool fewer>
+void run_threads(int count, void (*body)(void*, int, int), void* context) {
+  const int team = fewer ? count - 1 : count;
+  std::vector<std::thread> threads;
+  for (int id = 1; id < team; ++id) threads.emplace_back(body, context, id, team);
+  body(context, 0, team);
+  for (std::thread& thread : threads) thread.join();
+}
+
+template <typename T>
+using Array = std::vector<T>;
+
+struct Shape {
+  CellKind kind;
+  int64_t T, B, I, H, P;
+  bool bias, state, packed, reverse;
+  int threads;
+
+  std::string name() const {
+    std::string text = "cell " + std::to_string(static_cast<int>(kind));
+    const auto add = [&](const char* label, int64_t value) {
+      text += std::string(" ") + label + std::to_string(value);
+    };
+    add("T", T), add("B", B), add("I", I), add("H", H), add("P", P), add("bias", bias);
+    add("state", state), add("packed", packed), add("reverse", reverse), add("threads", threads);
+    return text;
+  }
+};
+
+// The arguments and results of one layer.
+template <typename T>
+struct Layer {
+  Shape shape;
+  Array<int64_t> batch_sizes;
+  int64_t N = 0, G, O;
+  bool has_state;
+  Array<T> x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0;
+  Array<T> out, hn, cn, gates, cells;
+
+  Layer(const Shape& s, unsigned seed) : shape(s) {
+    std::mt19937 random(seed);
+    const CellTraits traits = cell_traits(s.kind);
+    G = traits.gates;
+    O = s.P > 0 ? s.P : s.H;
+    has_state = traits.has_state;
+    int64_t batch = s.B;
+    for (int64_t t = 0; t < s.T; ++t) {
+      if (s.packed && t > 0)
+        batch =
+            std::uniform_int_distribution<int64_t>(std::max<int64_t>(1, batch / 2), batch)(random);
+      batch_sizes.push_back(batch);
+      N += batch;
+    }
+    const auto fill = [&](Array<T>& a, int64_t n, double scale) {
+      std::uniform_real_distribution<double> values(-scale, scale);
+      a.resize(static_cast<size_t>(n));
+      for (T& v : a) v = static_cast<T>(values(random));
+    };
+    const double scale = 1 / std::sqrt(static_cast<double>(s.H));
+    fill(x, N * s.I, 1);
+    fill(w_ih, G * s.H * s.I, scale);
+    fill(w_hh, G * s.H * O, scale);
+    if (s.bias) fill(b_ih, G * s.H, scale), fill(b_hh, G * s.H, scale);
+    if (s.P > 0) fill(w_hr, s.P * s.H, scale);
+    if (s.state) fill(h0, s.B * O, 1);
+    if (s.state && has_state) fill(c0, s.B * s.H, 1);
+  }
+
+  static T* data(Array<T>& a) { return a.empty() ? nullptr : a.data(); }
+
+  SequenceShape sequence() const {
+    return {shape.T,      shape.B, shape.I,
+            shape.H,      shape.P, shape.packed ? batch_sizes.data() : nullptr,
+            shape.reverse};
+  }
+
+  LayerWeights<T> weights() { return {data(w_ih), data(w_hh), data(b_ih), data(b_hh), data(w_hr)}; }
+
+  void forward(bool train, const Threads& threads) {
+    const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+    // A value that is never written must not look like a result.
+    const T unset = std::numeric_limits<T>::quiet_NaN();
+    out.assign(size(N * O), unset);
+    hn.assign(size(shape.B * O), unset);
+    cn.assign(size(has_state ? shape.B * shape.H : 0), unset);
+    gates.assign(size(train ? N * cell_traits(shape.kind).saved * shape.H : 0), unset);
+    cells.assign(size(train && has_state ? N * shape.H : 0), unset);
+    ForwardArgs<T> args{};
+    args.shape = sequence();
+    args.weights = weights();
+    args.x = x.data();
+    args.x_stride = shape.I;
+    args.h0 = data(h0);
+    args.c0 = data(c0);
+    args.out = out.data();
+    args.out_stride = O;
+    args.hn = hn.data();
+    args.cn = data(cn);
+    args.gates = data(gates);
+    args.cells = data(cells);
+    kernels<T>().forward(shape.kind, args, threads);
+  }
+};
+
+double sigmoid_of(double x) {
+  return 1 / (1 + std::exp(-x));
+}
+
+// One step of one row, by the formulas of torch's documentation.
+template <typename T>
+void naive_step(const Layer<T>& l, const T* x, Array<double>& h, Array<double>& c) {
+  const int64_t H = l.shape.H;
+  Array<double> from_x(static_cast<size_t>(l.G * H));
+  Array<double> from_h(from_x.size());
+  for (int64_t j = 0; j < l.G * H; ++j) {
+    const size_t row = static_cast<size_t>(j);
+    double a = l.b_ih.empty() ? 0 : l.b_ih[row];
+    double b = l.b_hh.empty() ? 0 : l.b_hh[row];
+    for (int64_t k = 0; k < l.shape.I; ++k) a += double(l.w_ih[size_t(j * l.shape.I + k)]) * x[k];
+    for (int64_t k = 0; k < l.O; ++k) b += l.w_hh[size_t(j * l.O + k)] * h[size_t(k)];
+    from_x[row] = a;
+    from_h[row] = b;
+  }
+  Array<double> next(static_cast<size_t>(H));
+  for (int64_t u = 0; u < H; ++u) {
+    const auto sum = [&](int64_t g) {
+      return from_x[size_t(g * H + u)] + from_h[size_t(g * H + u)];
+    };
+    const size_t i = static_cast<size_t>(u);
+    switch (l.shape.kind) {
+      case CellKind::lstm:
+        c[i] = sigmoid_of(sum(1)) * c[i] + sigmoid_of(sum(0)) * std::tanh(sum(2));
+        next[i] = sigmoid_of(sum(3)) * std::tanh(c[i]);
+        break;
+      case CellKind::gru: {
+        const double n =
+            std::tanh(from_x[size_t(2 * H + u)] + sigmoid_of(sum(0)) * from_h[size_t(2 * H + u)]);
+        const double z = sigmoid_of(sum(1));
+        next[i] = (1 - z) * n + z * h[i];
+        break;
+      }
+      case CellKind::rnn_tanh:
+        next[i] = std::tanh(sum(0));
+        break;
+      case CellKind::rnn_relu:
+        next[i] = std::max(0.0, sum(0));
+        break;
+    }
+  }
+  if (l.shape.P == 0) {
+    h = next;
+    return;
+  }
+  for (int64_t p = 0; p < l.shape.P; ++p) {
+    double a = 0;
+    for (int64_t u = 0; u < H; ++u) a += l.w_hr[size_t(p * H + u)] * next[size_t(u)];
+    h[size_t(p)] = a;
+  }
+}
+
+template <typename T>
+void check_forward(Layer<T>& l, const std::string& name) {
+  const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-11;
+  Array<int64_t> offsets{0};
+  for (const int64_t batch : l.batch_sizes) offsets.push_back(offsets.back() + batch);
+  double worst = 0;
+  const auto compare = [&](double expected, T got) {
+    const double error = std::abs(expected - static_cast<double>(got));
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  };
+  for (int64_t b = 0; b < l.shape.B; ++b) {
+    Array<double> h(static_cast<size_t>(l.O)), c(static_cast<size_t>(l.shape.H));
+    if (!l.h0.empty()) std::copy_n(l.h0.begin() + b * l.O, l.O, h.begin());
+    if (!l.c0.empty()) std::copy_n(l.c0.begin() + b * l.shape.H, l.shape.H, c.begin());
+    for (int64_t s = 0; s < l.shape.T; ++s) {
+      const int64_t t = l.shape.reverse ? l.shape.T - 1 - s : s;
+      if (b >= l.batch_sizes[size_t(t)]) continue;
+      const int64_t row = offsets[size_t(t)] + b;
+      naive_step(l, l.x.data() + row * l.shape.I, h, c);
+      for (int64_t u = 0; u < l.O; ++u) compare(h[size_t(u)], l.out[size_t(row * l.O + u)]);
+    }
+    for (int64_t u = 0; u < l.O; ++u) compare(h[size_t(u)], l.hn[size_t(b * l.O + u)]);
+    for (int64_t u = 0; l.has_state && u < l.shape.H; ++u)
+      compare(c[size_t(u)], l.cn[size_t(b * l.shape.H + u)]);
+  }
+  expect(worst < tolerance, name + ": forward differs by " + std::to_string(worst));
+}
+
+// <gradient, direction> against the central difference of the loss along a random direction of
+// every argument at once.
+void check_backward(Layer<double>& l, const Threads& threads, const std::string& name) {
+  std::mt19937 random(7);
+  std::normal_distribution<double> normal;
+  const auto like = [&](const Array<double>& a, bool zero) {
+    Array<double> result(a.size());
+    if (!zero) std::generate(result.begin(), result.end(), [&] { return normal(random); });
+    return result;
+  };
+  l.forward(true, threads);
+  const Array<double> grad_out = like(l.out, false);
+  const Array<double> grad_hn = like(l.hn, false);
+  const Array<double> grad_cn = like(l.cn, false);
+
+  Array<double>* const arguments[] = {&l.x,    &l.w_ih, &l.w_hh, &l.b_ih,
+                                      &l.b_hh, &l.w_hr, &l.h0,   &l.c0};
+  Array<double> gradients[8];
+  for (int i = 0; i < 8; ++i)
+    gradients[i].assign(arguments[i]->size(), std::numeric_limits<double>::quiet_NaN());
+  const auto data = [](Array<double>& a) { return Layer<double>::data(a); };
+  BackwardArgs<double> args{};
+  args.shape = l.sequence();
+  args.weights = l.weights();
+  args.x = l.x.data();
+  args.x_stride = l.shape.I;
+  args.h0 = data(l.h0);
+  args.c0 = data(l.c0);
+  args.out = l.out.data();
+  args.out_stride = l.O;
+  args.gates = data(l.gates);
+  args.cells = data(l.cells);
+  args.grad_out = grad_out.data();
+  args.grad_out_stride = l.O;
+  args.grad_hn = grad_hn.data();
+  args.grad_cn = l.has_state ? grad_cn.data() : nullptr;
+  args.grad_x = data(gradients[0]);
+  args.grad_w_ih = data(gradients[1]);
+  args.grad_w_hh = data(gradients[2]);
+  args.grad_b_ih = data(gradients[3]);
+  args.grad_b_hh = data(gradients[4]);
+  args.grad_w_hr = data(gradients[5]);
+  args.grad_h0 = data(gradients[6]);
+  args.grad_c0 = data(gradients[7]);
+  kernels<double>().backward(l.shape.kind, args, threads);
+
+  Array<double> directions[8];
+  double predicted = 0;
+  double scale = 1;
+  for (int i = 0; i < 8; ++i) {
+    directions[i] = like(*arguments[i], false);
+    for (size_t j = 0; j < directions[i].size(); ++j) {
+      predicted += gradients[i][j] * directions[i][j];
+      scale += std::abs(gradients[i][j] * directions[i][j]);
+    }
+  }
+  const auto loss = [&](double step) {
+    for (int i = 0; i < 8; ++i) {
+      for (size_t j = 0; j < directions[i].size(); ++j)
+        (*arguments[i])[j] += step * directions[i][j];
+    }
+    l.forward(false, threads);
+    for (int i = 0; i < 8; ++i) {
+      for (size_t j = 0; j < directions[i].size(); ++j)
+        (*arguments[i])[j] -= step * directions[i][j];
+    }
+    double total = 0;
+    for (size_t j = 0; j < l.out.size(); ++j) total += l.out[j] * grad_out[j];
+    for (size_t j = 0; j < l.hn.size(); ++j) total += l.hn[j] * grad_hn[j];
+    for (size_t j = 0; j < l.cn.size(); ++j) total += l.cn[j] * grad_cn[j];
+    return total;
+  };
+  constexpr double kStep = 1e-5;
+  const double measured = (loss(kStep) - loss(-kStep)) / (2 * kStep);
+  const double error = std::abs(predicted - measured) / scale;
+  expect(error < 1e-7, name + ": gradient " + std::to_string(predicted) + ", difference quotient " +
+                           std::to_string(measured));
+}
+
+template <typename T>
+double ulps(T got, long double exact) {
+  const T rounded = static_cast<T>(exact);
+  if (std::isnan(exact)) return std::isnan(got) ? 0 : INFINITY;
+  if (std::isinf(rounded)) return got == rounded ? 0 : INFINITY;
+  const T next = std::nextafter(std::abs(rounded), std::numeric_limits<T>::infinity());
+  return static_cast<double>(std::abs(static_cast<long double>(got) - exact) /
+                             (static_cast<long double>(next) - std::abs(rounded)));
+}
+
+// Values over the whole range of T: evenly spaced bit patterns of all signs and exponents, a dense
+// set where the functions bend, and the special ones.
+template <typename T>
+Array<T> whole_range() {
+  Array<T> values{T(0),
+                  T(-0.0),
+                  std::numeric_limits<T>::infinity(),
+                  -std::numeric_limits<T>::infinity(),
+                  std::numeric_limits<T>::quiet_NaN(),
+                  std::numeric_limits<T>::denorm_min(),
+                  std::numeric_limits<T>::max(),
+                  std::numeric_limits<T>::lowest()};
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  constexpr int kSamples = 150000;
+  const Bits stride = std::numeric_limits<Bits>::max() / kSamples;
+  for (Bits i = 0; i < kSamples; ++i) {
+    const Bits bits = i * stride;
+    T value;
+    std::memcpy(&value, &bits, sizeof value);
+    values.push_back(value);
+  }
+  for (int i = -50000; i <= 50000; ++i) values.push_back(static_cast<T>(i * 0.0021));
+  return values;
+}
+
+template <typename T>
+void check_activations(const std::string& name) {
+  const Array<T> x = whole_range<T>();
+  Array<T> y(x.size());
+  double worst = 0;
+  const auto compare = [&](auto&& exact) {
+    worst = 0;
+    for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, ulps(y[i], exact(x[i])));
+  };
+  constexpr double kBound = 3;  // as csrc/cpu/simd/math.h promises
+  kernels<T>().tanh(x.data(), y.data(), static_cast<int64_t>(x.size()));
+  compare([](T v) { return std::tanh(static_cast<long double>(v)); });
+  expect(worst <= kBound, name + ": tanh is off by " + std::to_string(worst) + " ulp");
+  std::printf("%s: tanh %.2f ulp", name.c_str(), worst);
+  kernels<T>().sigmoid(x.data(), y.data(), static_cast<int64_t>(x.size()));
+  compare([](T v) { return 1 / (1 + std::exp(-static_cast<long double>(v))); });
+  expect(worst <= kBound, name + ": sigmoid is off by " + std::to_string(worst) + " ulp");
+  std::printf(", sigmoid %.2f ulp\n", worst);
+}
+
+std::vector<Shape> shapes() {
+  std::vector<Shape> all;
+  constexpr CellKind kKinds[] = {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh,
+                                 CellKind::rnn_relu};
+  for (const CellKind kind : kKinds) {
+    //             T   B   I   H   P  bias   state  packed reverse threads
+    all.push_back({kind, 1, 1, 1, 1, 0, true, true, false, false, 1});
+    all.push_back({kind, 1, 3, 17, 31, 0, true, false, false, false, 1});
+    all.push_back({kind, 1, 13, 5, 33, 0, true, true, false, true, 2});
+    all.push_back({kind, 4, 1, 1, 32, 0, true, true, false, false, 1});
+    all.push_back({kind, 9, 3, 3, 17, 0, false, false, false, true, 1});
+    all.push_back({kind, 5, 17, 31, 65, 0, true, true, true, false, 2});
+    all.push_back({kind, 7, 11, 33, 15, 0, true, true, true, true, 3});
+    all.push_back({kind, 70, 9, 2, 33, 0, true, true, true, false, 1});
+    all.push_back({kind, 3, 2, 129, 193, 0, true, true, false, false, 2});
+    all.push_back({kind, 3, 40, 30, 80, 0, true, false, false, false, 3});
+  }
+  all.push_back({CellKind::lstm, 1, 2, 7, 19, 5, true, true, false, false, 1});
+  all.push_back({CellKind::lstm, 6, 5, 7, 33, 17, true, true, true, true, 2});
+  all.push_back({CellKind::lstm, 4, 3, 130, 150, 70, false, false, false, false, 2});
+  return all;
+}
+
+}  // namespace
+
+int main() {
+  for (const Isa isa : available_isas()) {
+    choose_isa(isa_name(isa));
+    check_activations<float>(std::string(isa_name(isa)) + " float");
+    check_activations<double>(std::string(isa_name(isa)) + " double");
+    unsigned seed = 1;
+    for (const Shape& shape : shapes()) {
+      for (const bool fewer : {false, true}) {
+        if (fewer && shape.threads < 2) continue;
+        const Threads threads{shape.threads, fewer ? run_threads<true> : run_threads<false>};
+        const std::string name = std::string(isa_name(isa)) + " " + shape.name();
+        Layer<float> single(shape, ++seed);
+        single.forward(false, threads);
+        check_forward(single, name + " float, inference");
+        single.forward(true, threads);
+        check_forward(single, name + " float, training");
+        Layer<double> layer(shape, seed);
+        layer.forward(false, threads);
+        check_forward(layer, name + " double");
+        check_backward(layer, threads, name);
+      }
+    }
+  }
+  std::printf("%s\n", failures == 0 ? "all kernels agree" : "kernels disagree");
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
