@@ -62,7 +62,6 @@ struct ForwardStep {
   const ForwardPlan<Cell, T>& plan;
   const ForwardRow<T>* rows;
   int64_t I;  // 0 where the input products are ahead
-  int64_t O;  // 0 where h is zero
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
@@ -104,7 +103,7 @@ struct ForwardStep {
     const T* h[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) h[r] = row_of[r].h_prev;
-    multiply<R, NB, kSums, typename Cell::HMap>(sum, h, O,
+    multiply<R, NB, kSums, typename Cell::HMap>(sum, h, hidden,
                                                 plan.h_panels + block * hidden * kGates * kLanes,
                                                 kGates * kLanes, hidden * kGates * kLanes);
 
@@ -188,7 +187,7 @@ void step_in_place(ForwardStep<Cell, T>& step, int64_t rows, Range blocks) {
       for (int g = 0; g < Cell::kGates; ++g) {
         V& h_sum = sum[Cell::HMap::at(g)];
         h_sum = dot_products(h_sum, args.weights.w_hh + (g * H + unit) * args.shape.hidden(), n,
-                             at.h_prev, step.O);
+                             at.h_prev, args.shape.hidden());
       }
       step.finish(row, block, sum);
     }
@@ -324,8 +323,7 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Ra
     }
     ahead_row += rows;
 
-    const bool no_state = s == 0 && args.h0 == nullptr;
-    ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I, no_state ? 0 : O};
+    ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I};
     if (plan.h_in_place) {
       step_in_place(tiles, rows, units);
     } else {

@@ -67,6 +67,18 @@ FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T lo, T hi) {
   return {floored > high ? high : floored};
 }
 
+// -|x|
+template <typename T>
+FUSED_RNN_INLINE Vec<T> negative_abs(Vec<T> x) {
+  return {x.v > typename Vec<T>::Native{} ? -x.v : x.v};
+}
+
+// b where a < 0, else c.
+template <typename T>
+FUSED_RNN_INLINE Vec<T> select_if_negative(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return {a.v < typename Vec<T>::Native{} ? b.v : c.v};
+}
+
 // b where a <= 0, else c; c where a is a NaN.
 template <typename T>
 FUSED_RNN_INLINE Vec<T> select_if_not_positive(Vec<T> a, Vec<T> b, Vec<T> c) {
