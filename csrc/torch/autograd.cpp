@@ -50,7 +50,7 @@ bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList 
          std::any_of(params.begin(), params.end(), requires_grad);
 }
 
-// The tensors of a call as saved: input, states, params, batch_sizes, output, reserve.
+// The tensors of a call as saved: input, states, params, batch_sizes, reserve.
 struct Saved {
   variable_list all;
   size_t states;
@@ -58,13 +58,12 @@ struct Saved {
   const at::Tensor& input() const { return all[0]; }
   at::TensorList state_list() const { return at::TensorList(all).slice(1, states); }
   at::TensorList param_list() const {
-    return at::TensorList(all).slice(1 + states, all.size() - states - 4);
+    return at::TensorList(all).slice(1 + states, all.size() - states - 3);
   }
   OptionalTensor batch_sizes() const {
-    const at::Tensor& sizes = all[all.size() - 3];
+    const at::Tensor& sizes = all[all.size() - 2];
     return sizes.defined() ? OptionalTensor(sizes) : std::nullopt;
   }
-  const at::Tensor& output() const { return all[all.size() - 2]; }
   const at::Tensor& reserve() const { return all[all.size() - 1]; }
 };
 
@@ -72,12 +71,11 @@ void save(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
           at::TensorList params, const OptionalTensor& batch_sizes, std::string_view cell,
           std::vector<at::Tensor>& results) {
   variable_list all;
-  all.reserve(states.size() + params.size() + 4);
+  all.reserve(states.size() + params.size() + 3);
   all.push_back(input);
   all.insert(all.end(), states.begin(), states.end());
   all.insert(all.end(), params.begin(), params.end());
   all.push_back(batch_sizes.value_or(at::Tensor()));
-  all.push_back(results.front());
   all.push_back(results.back());
   ctx->save_for_backward(std::move(all));
   ctx->saved_data["states"] = static_cast<int64_t>(states.size());
@@ -243,11 +241,11 @@ class SequenceFunction : public torch::autograd::Function<SequenceFunction> {
                        kOtherArguments);
     }
     static const auto op = find<decltype(sequence_backward)>("fused_rnn::sequence_backward");
-    return in_places(wanted,
-                     op.call(optional(grads), saved.input(), saved.state_list(), saved.param_list(),
-                             saved.batch_sizes(), saved.output(), saved.reserve(), cell, num_layers,
-                             bidirectional, wanted),
-                     kOtherArguments);
+    return in_places(
+        wanted,
+        op.call(optional(grads), saved.input(), saved.state_list(), saved.param_list(),
+                saved.batch_sizes(), saved.reserve(), cell, num_layers, bidirectional, wanted),
+        kOtherArguments);
   }
 };
 
@@ -278,7 +276,7 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     static const auto op = find<decltype(cell_backward)>("fused_rnn::cell_backward");
     return in_places(wanted,
                      op.call(optional(grads), saved.input(), saved.state_list(), saved.param_list(),
-                             saved.output(), saved.reserve(), cell, wanted),
+                             saved.reserve(), cell, wanted),
                      kOtherArguments);
   }
 };

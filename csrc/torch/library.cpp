@@ -28,13 +28,13 @@ TORCH_LIBRARY(fused_rnn, m) {
       "str cell, int num_layers, bool bidirectional) -> Tensor[]");
   m.def(
       "sequence_backward(Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] params, "
-      "Tensor? batch_sizes, Tensor output, Tensor reserve, str cell, int num_layers, "
+      "Tensor? batch_sizes, Tensor reserve, str cell, int num_layers, "
       "bool bidirectional, bool[] wanted) -> Tensor[]");
   m.def("cell(Tensor input, Tensor[] states, Tensor[] params, str cell) -> Tensor[]");
   m.def("cell_train(Tensor input, Tensor[] states, Tensor[] params, str cell) -> Tensor[]");
   m.def(
       "cell_backward(Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] params, "
-      "Tensor output, Tensor reserve, str cell, bool[] wanted) -> Tensor[]");
+      "Tensor reserve, str cell, bool[] wanted) -> Tensor[]");
 }
 
 namespace fused_rnn {

@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
 #include "torch/problem.h"
 #include "torch/threads.h"
@@ -51,10 +53,10 @@ void run_forward(const Problem& p, const at::Tensor& output, const at::Tensor* h
   const T* x = p.input().const_data_ptr<T>();
   for (int64_t layer = 0; layer < p.L; ++layer) {
     T* out = nullptr;
-    if (layer + 1 == p.L) {
+    if (kept != nullptr) {
+      out = kept + p.output_offset(layer);
+    } else if (layer + 1 == p.L) {
       out = output.mutable_data_ptr<T>();
-    } else if (kept != nullptr) {
-      out = kept + p.inner_output_offset(layer);
     } else {
       at::Tensor& buffer = inner[layer % 2];
       if (!buffer.defined()) buffer = at::empty({p.N, width}, output.options());
@@ -83,6 +85,10 @@ void run_forward(const Problem& p, const at::Tensor& output, const at::Tensor* h
     }
     x = out;
   }
+  if (kept != nullptr) {
+    const T* const last = kept + p.output_offset(p.L - 1);
+    std::copy(last, last + p.N * width, output.mutable_data_ptr<T>());
+  }
 }
 
 std::vector<at::Tensor> forward(const Problem& p, bool train) {
@@ -107,7 +113,6 @@ std::vector<at::Tensor> forward(const Problem& p, bool train) {
 
 // What a backward call is given and what it fills. Gradients that are not wanted are undefined.
 struct Gradients {
-  const at::Tensor& output;
   const at::Tensor& reserve;
   at::Tensor out, hn, cn;            // given; undefined: zero
   at::Tensor input;                  // filled
@@ -146,7 +151,7 @@ void run_backward(const Problem& p, Gradients& g) {
       grad_x = filled(g.input);
     } else if (wanted_up_to(p, g, layer - 1)) {
       at::Tensor& buffer = between[layer % 2];
-      if (!buffer.defined()) buffer = at::empty({p.N, width}, g.output.options());
+      if (!buffer.defined()) buffer = at::empty({p.N, width}, g.reserve.options());
       grad_x = buffer.mutable_data_ptr<T>();
     }
     for (int64_t direction = 0; direction < p.D; ++direction) {
@@ -154,12 +159,10 @@ void run_backward(const Problem& p, Gradients& g) {
       BackwardArgs<T> args{};
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<T>(p, group);
-      args.x = layer == 0 ? p.input().const_data_ptr<T>() : kept + p.inner_output_offset(layer - 1);
+      args.x = layer == 0 ? p.input().const_data_ptr<T>() : kept + p.output_offset(layer - 1);
       args.x_stride = p.input_size(layer);
       args.h0 = slice(data_or_null<T>(p.state(0)), group, p.B, O);
-      args.out =
-          (layer + 1 == p.L ? g.output.const_data_ptr<T>() : kept + p.inner_output_offset(layer)) +
-          direction * O;
+      args.out = kept + p.output_offset(layer) + direction * O;
       args.out_stride = width;
       if (p.traits.saved > 0) args.gates = kept + p.gates_offset(layer, direction);
       args.grad_out = grad_out != nullptr ? grad_out + direction * O : nullptr;
@@ -189,8 +192,7 @@ void run_backward(const Problem& p, Gradients& g) {
 }
 
 std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
-                                 const at::Tensor& output, const at::Tensor& reserve,
-                                 const Flags& wanted) {
+                                 const at::Tensor& reserve, const Flags& wanted) {
   const size_t results = (p.single_cell ? 1 : 2) + (p.traits.has_state ? 1 : 0);
   TORCH_CHECK(grads.size() == results, "Expected ", results, " gradients of outputs, got ",
               grads.size());
@@ -198,12 +200,10 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   const size_t params = static_cast<size_t>(p.L * p.D * p.params_of_layer());
   TORCH_CHECK(wanted.size() == 1 + states + params, "Expected wanted to have ", 1 + states + params,
               " entries (input, states, parameters), got ", wanted.size());
-  p.check_like(output, p.output_sizes(), "output");
   p.check_like(reserve, {p.reserve_size()}, "reserve");
-  const auto output_contiguous = output.expect_contiguous();
   const auto reserve_contiguous = reserve.expect_contiguous();
 
-  Gradients g{*output_contiguous, *reserve_contiguous, {}, {}, {}, {}, {}, {}};
+  Gradients g{*reserve_contiguous, {}, {}, {}, {}, {}, {}};
   const auto given = [&](size_t i, at::IntArrayRef sizes, const char* name) {
     const std::optional<at::Tensor> grad = grads.get(i);
     if (!grad.has_value() || !grad->defined()) return at::Tensor();
@@ -257,12 +257,12 @@ std::vector<at::Tensor> sequence_train(const at::Tensor& input, at::TensorList s
 std::vector<at::Tensor> sequence_backward(const OptionalTensors& grads, const at::Tensor& input,
                                           at::TensorList states, at::TensorList params,
                                           const OptionalTensor& batch_sizes,
-                                          const at::Tensor& output, const at::Tensor& reserve,
-                                          std::string_view cell, int64_t num_layers,
-                                          bool bidirectional, const Flags& wanted) {
+                                          const at::Tensor& reserve, std::string_view cell,
+                                          int64_t num_layers, bool bidirectional,
+                                          const Flags& wanted) {
   return backward(
       Problem::sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional), grads,
-      output, reserve, wanted);
+      reserve, wanted);
 }
 
 std::vector<at::Tensor> cell(const at::Tensor& input, at::TensorList states, at::TensorList params,
@@ -277,9 +277,9 @@ std::vector<at::Tensor> cell_train(const at::Tensor& input, at::TensorList state
 
 std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Tensor& input,
                                       at::TensorList states, at::TensorList params,
-                                      const at::Tensor& output, const at::Tensor& reserve,
-                                      std::string_view cell, const Flags& wanted) {
-  return backward(Problem::cell(input, states, params, cell), grads, output, reserve, wanted);
+                                      const at::Tensor& reserve, std::string_view cell,
+                                      const Flags& wanted) {
+  return backward(Problem::cell(input, states, params, cell), grads, reserve, wanted);
 }
 
 TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {

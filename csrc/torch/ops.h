@@ -25,16 +25,16 @@ std::vector<at::Tensor> sequence_train(const at::Tensor& input, at::TensorList s
 std::vector<at::Tensor> sequence_backward(const OptionalTensors& grads, const at::Tensor& input,
                                           at::TensorList states, at::TensorList params,
                                           const OptionalTensor& batch_sizes,
-                                          const at::Tensor& output, const at::Tensor& reserve,
-                                          std::string_view cell, int64_t num_layers,
-                                          bool bidirectional, const Flags& wanted);
+                                          const at::Tensor& reserve, std::string_view cell,
+                                          int64_t num_layers, bool bidirectional,
+                                          const Flags& wanted);
 std::vector<at::Tensor> cell(const at::Tensor& input, at::TensorList states, at::TensorList params,
                              std::string_view cell);
 std::vector<at::Tensor> cell_train(const at::Tensor& input, at::TensorList states,
                                    at::TensorList params, std::string_view cell);
 std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Tensor& input,
                                       at::TensorList states, at::TensorList params,
-                                      const at::Tensor& output, const at::Tensor& reserve,
-                                      std::string_view cell, const Flags& wanted);
+                                      const at::Tensor& reserve, std::string_view cell,
+                                      const Flags& wanted);
 
 }  // namespace fused_rnn

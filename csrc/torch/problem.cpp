@@ -181,7 +181,7 @@ std::vector<int64_t> Problem::state_sizes(size_t i) const {
 }
 
 int64_t Problem::reserve_size() const {
-  return (L - 1) * N * D * hidden() + L * D * N * H * saved();
+  return output_offset(L) + L * D * N * H * saved();
 }
 
 }  // namespace fused_rnn

@@ -46,12 +46,13 @@ class Problem {
   std::vector<int64_t> state_sizes(size_t i) const;
 
   // What a forward call keeps for the backward call, one flat tensor:
-  // the outputs of all layers but the last [L - 1, N, D*O],
+  // the outputs of all layers [L, N, D*O], a copy of the last one's too, since the caller may
+  // change the result in place,
   // then for each layer and direction the gates [N, saved, H] and the cell states [N, H].
   int64_t reserve_size() const;
-  int64_t inner_output_offset(int64_t layer) const { return layer * N * D * hidden(); }
+  int64_t output_offset(int64_t layer) const { return layer * N * D * hidden(); }
   int64_t gates_offset(int64_t layer, int64_t direction) const {
-    return (L - 1) * N * D * hidden() + (layer * D + direction) * N * H * saved();
+    return output_offset(L) + (layer * D + direction) * N * H * saved();
   }
   int64_t cells_offset(int64_t layer, int64_t direction) const {
     return gates_offset(layer, direction) + N * H * traits.saved;

@@ -1,0 +1,17 @@
+"""The compiled extension, csrc/torch/library.cpp."""
+
+from typing import Literal, TypedDict
+
+class Config(TypedDict):
+    torch_built: str
+    compiler: str
+    isa_built: list[str]
+    isa_available: list[str]
+    isa_active: str
+    isa_reason: str
+    openmp: bool
+    cuda: bool
+
+def config() -> Config: ...
+def set_isa(name: str | None) -> None: ...
+def fma_rate(dtype: Literal["float32", "float64"], seconds: float) -> float: ...

@@ -1,0 +1,32 @@
+"""Recurrent layers for PyTorch on fused CPU kernels, in place of those of torch.nn.
+
+    from fused_rnn import LSTM            # instead of torch.nn.LSTM
+    model = fused_rnn.accelerate(model)   # or: swap the layers of an existing model
+
+T is time, B batch, I input size, H hidden size, P projection size, L layers, D directions.
+"""
+
+from . import functional, reference
+from .cells import GRUCell, LSTMCell, RNNCell
+from .config import show_config
+from .convert import accelerate, restore
+from .dispatch import explain
+from .layers import GRU, LSTM, RNN
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "accelerate",
+    "explain",
+    "functional",
+    "reference",
+    "restore",
+    "show_config",
+]

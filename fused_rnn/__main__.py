@@ -1,0 +1,5 @@
+"""`python -m fused_rnn` prints the configuration."""
+
+from .config import show_config
+
+show_config()

@@ -1,0 +1,220 @@
+"""LSTM, GRU and RNN: torch.nn's modules with a forward pass on the fused operators."""
+
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn.utils.rnn import PackedSequence
+
+from . import reference
+from ._ops import sequence, sequence_op
+from .dispatch import (
+    CELLS,
+    DIFFERENTIABLE,
+    TRACE,
+    Fused,
+    as_states,
+    check_packed,
+    check_weights,
+    layer_misfit,
+    obstacle,
+    symbolic_call,
+    traced_obstacle,
+)
+from .functional import layers_with_dropout
+
+_DENSE = (2, 3)
+_PACKED = (2,)
+
+
+class _Layer(torch.nn.RNNBase, Fused):
+    """What the three layers share. Their parameters, and all that is not the forward pass, are
+    torch.nn's: a subclass has torch's layer after this class among its bases.
+
+    No packed or converted copy of the weights is kept, so however they are changed, the next call
+    sees it.
+    """
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch.nn's layer of the same name: arguments, results and errors.
+
+        A RuntimeError is raised as well for what torch lets pass: a PackedSequence whose
+        batch_sizes are not positive, sorted and complete, its hx of a wrong size or dtype, and an
+        LSTM's weights of a wrong size.
+        """
+        if is_compiling():
+            return self._traced(input, hx)
+        if type(input) is not Tensor:
+            if isinstance(input, PackedSequence):
+                return self._packed(input, hx)
+            if isinstance(input, torch.fx.Proxy):
+                return symbolic_call(self, super().forward, input, hx)
+            if not isinstance(input, Tensor):
+                return super().forward(input, hx)
+        weights = self._weights()
+        # The same as as_states(), without its cost where there is no hx.
+        states = [] if hx is None else as_states(hx, CELLS[self.mode])
+        reason = obstacle(input, _DENSE, self.input_size, states, weights)
+        if reason is None:
+            try:
+                return self._dense(sequence, input, states, weights)
+            except (RuntimeError, IndexError):
+                if layer_misfit(self, input, None, states, weights) is None:
+                    raise
+            check_weights(self, weights)
+        elif reason in DIFFERENTIABLE and not layer_misfit(self, input, None, states, weights):
+            return self._dense(reference.layers, input, states, weights)
+        return super().forward(input, hx)
+
+    def _weights(self) -> list[Tensor]:
+        """The parameters in the operators' order, as they are at this moment."""
+        weights: Any = self._flat_weights
+        parameters = self._parameters
+        # As long as torch's list holds the registered parameters, and nothing else is registered,
+        # it is up to date. In functional calls, with pruning and with parametrizations it is not;
+        # torch then stores the computed weights in it, which keeps their graph alive and makes the
+        # module impossible to copy, so here they are only read.
+        if len(parameters) != len(weights) or not all(map(is_, parameters.values(), weights)):
+            weights = [getattr(self, name, None) for name in self._flat_weights_names]
+        return weights  # type: ignore[no-any-return]
+
+    def _dense(
+        self,
+        layers: Callable[..., list[Tensor]],
+        input: Tensor,
+        states: list[Tensor],
+        weights: list[Tensor],
+    ) -> Any:
+        """Runs `layers`, the operator or what takes its arguments, on an input [T, B, I], [B, T, I]
+        with batch_first, or [T, I]."""
+        batched = input.dim() == 3
+        if not batched:
+            input = input.unsqueeze(1)
+            states = [state.unsqueeze(1) for state in states]
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        results = self._run(layers, input, states, weights, None)
+        if not batched:
+            results = [result.squeeze(1) for result in results]
+        elif self.batch_first:
+            results[0] = results[0].transpose(0, 1)
+        if len(results) == 3:
+            return results[0], (results[1], results[2])
+        return results[0], results[1]
+
+    def _run(
+        self,
+        layers: Callable[..., list[Tensor]],
+        input: Tensor,
+        states: list[Tensor],
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+    ) -> list[Tensor]:
+        cell = CELLS[self.mode]
+        if self.dropout and self.training and self.num_layers > 1:
+            return layers_with_dropout(
+                layers,
+                input,
+                states,
+                weights,
+                batch_sizes,
+                cell,
+                self.num_layers,
+                self.bidirectional,
+                self.dropout,
+            )
+        return layers(
+            input, states, weights, batch_sizes, cell, self.num_layers, self.bidirectional
+        )
+
+    def _packed(self, input: PackedSequence, hx: Any) -> Any:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        weights = self._weights()
+        states = as_states(hx, CELLS[self.mode])
+        reason = obstacle(data, _PACKED, self.input_size, states, weights)
+        layers: Callable[..., list[Tensor]] | None = None
+        if reason is None:
+            layers = sequence
+        elif reason != TRACE:
+            # Neither torch nor the reference checks these.
+            check_packed(self, data, batch_sizes, states)
+            if reason in DIFFERENTIABLE and not layer_misfit(
+                self, data, batch_sizes, states, weights
+            ):
+                layers = reference.layers
+        if layers is None:
+            return super().forward(input, hx)
+        try:
+            if states and sorted_indices is not None:
+                # Selecting rows would hide that hx has too many.
+                rows = sorted_indices.shape[0]
+                for state in states:
+                    if state.shape[1] != rows:
+                        raise RuntimeError(
+                            f"hx must have the {rows} sequences of sorted_indices, "
+                            f"got {state.shape[1]}"
+                        )
+                states = [state.index_select(1, sorted_indices) for state in states]
+            results = self._run(layers, data, states, weights, batch_sizes)
+        except (RuntimeError, IndexError):
+            states = as_states(hx, CELLS[self.mode])
+            check_packed(self, data, batch_sizes, states)
+            if layer_misfit(self, data, batch_sizes, states, weights) is None:
+                raise
+            check_weights(self, weights)
+        else:
+            # The constructor would only repeat checks that the input has passed.
+            output = PackedSequence._make(
+                (results[0], batch_sizes, sorted_indices, unsorted_indices)
+            )
+            finals = results[1:]
+            if unsorted_indices is not None:
+                finals = [final.index_select(1, unsorted_indices) for final in finals]
+            return output, (tuple(finals) if len(finals) == 2 else finals[0])
+        return super().forward(input, hx)
+
+    def _traced(self, input: Any, hx: Any) -> Any:
+        """forward under torch.compile and torch.export."""
+        if isinstance(input, Tensor) and (hx is None or isinstance(hx, (Tensor, tuple, list))):
+            weights = [getattr(self, name) for name in self._flat_weights_names]
+            states = as_states(hx, CELLS[self.mode])
+            reason = traced_obstacle(input, _DENSE)
+            # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.
+            if layer_misfit(self, input, None, states, weights) is None:
+                if reason is None:
+                    return self._dense(sequence_op, input, states, weights)
+                if reason in DIFFERENTIABLE:
+                    return self._dense(reference.layers, input, states, weights)
+        return super().forward(input, hx)
+
+
+class LSTM(_Layer, torch.nn.LSTM):
+    """torch.nn.LSTM on fused kernels: the same constructor, parameters, arguments and results.
+
+    Input [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence; hx a
+    pair of h0 [L*D, B, P or H] and c0 [L*D, B, H], zeros where not given. Results: output,
+    (hn, cn). Float32 and float64 on the CPU are fused; `fused_rnn.explain` says what happens to a
+    call.
+    """
+
+
+class GRU(_Layer, torch.nn.GRU):
+    """torch.nn.GRU on fused kernels: the same constructor, parameters, arguments and results.
+
+    Input [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence; hx
+    [L*D, B, H], zeros where not given. Results: output, hn. Float32 and float64 on the CPU are
+    fused; `fused_rnn.explain` says what happens to a call.
+    """
+
+
+class RNN(_Layer, torch.nn.RNN):
+    """torch.nn.RNN, tanh or relu, on fused kernels: the same constructor, parameters, arguments and
+    results.
+
+    Input [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence; hx
+    [L*D, B, H], zeros where not given. Results: output, hn. Float32 and float64 on the CPU are
+    fused; `fused_rnn.explain` says what happens to a call.
+    """

@@ -1,0 +1,132 @@
+"""Outputs, states and every gradient of the layers, against torch.nn and against the reference."""
+
+import pytest
+import torch
+
+import fused_rnn
+from cases import (
+    DTYPES,
+    KINDS,
+    LAYER_CASES,
+    Case,
+    assert_close,
+    check_layer,
+    flatten,
+    reference_layer,
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
+def test_layer_against_torch(case: Case, dtype: torch.dtype) -> None:
+    check_layer(case, dtype, "torch")
+
+
+@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
+def test_layer_against_reference(case: Case) -> None:
+    check_layer(case, torch.float64, "reference")
+
+
+@pytest.mark.parametrize("case", LAYER_CASES[::5], ids=str)
+def test_reference_is_torch_to_rounding(case: Case) -> None:
+    layer = case.module(torch.nn, torch.float64)
+    x, states = case.tensors(torch.float64)
+    actual = reference_layer(case, list(layer.parameters()))(x, states)
+    expected = flatten(layer(case.pack(x), case.hx_of(states)))
+    for one, other in zip(actual, expected, strict=True):
+        assert_close("result", one, other, 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_gives_the_training_results(kind: str) -> None:
+    case = Case(kind, 7, 5, 3, 33, L=2, bidirectional=True)
+    layer = case.module(fused_rnn, torch.float64)
+    x, states = case.tensors(torch.float64)
+    training = flatten(layer(x, case.hx_of(states)))
+    with torch.no_grad():
+        inference = flatten(layer(x, case.hx_of(states)))
+    for one, other in zip(inference, training, strict=True):
+        assert one.grad_fn is None
+        assert_close("result", one, other.detach(), 1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["strided", "expanded", "transposed", "offset"])
+def test_inputs_that_are_views(kind: str, how: str) -> None:
+    case = Case(kind, 6, 4, 5, 17)
+    layer = case.module(fused_rnn, torch.float64)
+    theirs = case.module(torch.nn, torch.float64)
+    theirs.load_state_dict(layer.state_dict())
+    x, h = {
+        "strided": (torch.randn(12, 4, 10)[::2, :, ::2], torch.randn(1, 8, 17)[:, ::2]),
+        "expanded": (torch.randn(1, 1, 5).expand(6, 4, 5), torch.randn(1, 1, 17).expand(1, 4, 17)),
+        "transposed": (torch.randn(5, 4, 6).permute(2, 1, 0), torch.randn(1, 17, 4).mT),
+        "offset": (torch.randn(7, 4, 5)[1:], torch.randn(3, 4, 17)[2:]),
+    }[how]
+    x, h = x.double(), h.double()
+    hx = case.hx_of((h, h) if kind == "LSTM" else (h,))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            # The same values in another layout.
+            wide = torch.empty(*parameter.shape[:-1], 2 * parameter.shape[-1], dtype=x.dtype)
+            wide[..., ::2] = parameter
+            parameter.data = wide[..., ::2]
+    assert fused_rnn.explain(layer, x, hx).way == "fused"
+    for one, other in zip(flatten(layer(x, hx)), flatten(theirs(x, hx)), strict=True):
+        assert_close("result", one, other, 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layout_of_results_is_torchs(kind: str, batch_first: bool) -> None:
+    case = Case(kind, 5, 3, 4, 7, batch_first=batch_first, L=2, bidirectional=True)
+    x, states = case.tensors(torch.float32)
+    ours = flatten(case.module(fused_rnn, torch.float32)(x, case.hx_of(states)))
+    theirs = flatten(case.module(torch.nn, torch.float32)(x, case.hx_of(states)))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.stride() == other.stride()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("p", [0.5, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_draws_as_torch_does(kind: str, p: float, batch_first: bool, packed: bool) -> None:
+    lengths = (5, 2, 4) if packed else None
+    case = Case(kind, 5, 3, 4, 9, L=3, bidirectional=True, batch_first=batch_first, lengths=lengths)
+    ours = case.module(fused_rnn, torch.float64, dropout=p)
+    theirs = case.module(torch.nn, torch.float64, dropout=p)
+    theirs.load_state_dict(ours.state_dict())
+    x, states = case.tensors(torch.float64)
+    results = []
+    for layer in (ours, theirs):
+        torch.manual_seed(11)
+        output = flatten(layer(case.pack(x), case.hx_of(states)))
+        sum(r.square().sum() for r in output).backward()
+        results.append([*output, *(p.grad for p in layer.parameters()), torch.rand(1)])
+    for one, other in zip(*results, strict=True):
+        assert_close("dropout", one, other, 1e-10)
+    for layer in (ours, theirs):
+        layer.eval()
+    for one, other in zip(
+        flatten(ours(case.pack(x), case.hx_of(states))),
+        flatten(theirs(case.pack(x), case.hx_of(states))),
+        strict=True,
+    ):
+        assert_close("no dropout", one, other, 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_extreme_values_go_where_torchs_go(kind: str, value: float) -> None:
+    case = Case(kind, 5, 3, 4, 9)
+    ours = case.module(fused_rnn, torch.float32)
+    theirs = case.module(torch.nn, torch.float32)
+    theirs.load_state_dict(ours.state_dict())
+    x, states = case.tensors(torch.float32)
+    x[2, 1, 0] = value
+    for one, other in zip(
+        flatten(ours(x, case.hx_of(states))), flatten(theirs(x, case.hx_of(states))), strict=True
+    ):
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=2e-5, atol=2e-5)
+        assert torch.equal(one.isnan(), other.isnan())
