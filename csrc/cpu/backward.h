@@ -462,7 +462,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   plan.row_stride = blocks_of<T>(plan.chunk_rows) * kLanes;
 
   const int64_t hidden_blocks = blocks_of<T>(O);
-  const Split wanted = split_work<Cell>(shape, threads.limit, blocks_of<T>(H));
+  const Split wanted = split_work<Cell, T>(shape, threads.limit);
   const int count = wanted.rows * wanted.units;
   const bool use_hh = shape.T > 1 || args.grad_h0 != nullptr;
   const bool pack_hh = use_hh && worth_packing<T>(O, shape.T * ((shape.B + 5) / 6));
