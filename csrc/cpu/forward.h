@@ -376,7 +376,7 @@ Split split_work(const SequenceShape& shape, int count) {
                          static_cast<double>(shape.I + shape.hidden());
   const double step = weights * static_cast<double>(shape.B);
   constexpr double kWorthAThread = 4e5;       // multiply-adds of a whole call: some 4 us
-  constexpr double kWorthABarrier = 5e4;      // of a step
+  constexpr double kWorthABarrier = 8e4;      // of a step
   constexpr double kSharedWeights = 3 << 20;  // bytes
   if (count <= 1 || step * static_cast<double>(shape.T) < 2 * kWorthAThread) return {1, 1};
   const int64_t blocks = blocks_of<T>(shape.H);
