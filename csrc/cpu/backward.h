@@ -2,8 +2,9 @@
 //
 // The steps run in the order in which gradients flow, in chunks. Within a chunk the time loop
 // mirrors the forward one: dh of a tile of rows x units is the product of the later step's deltas
-// with w_hh, and the cell turns it into this step's deltas while it is in registers. After the
-// chunk its deltas, still in cache, give the gradients of the weights and of x as large products.
+// with w_hh, and the cell turns it into this step's deltas while it is in registers or L1. After
+// the chunk its deltas, still in cache, give the gradients of the weights and of x as large
+// products.
 //
 // The gradients of the weights are deltas^T x and deltas^T h_prev: the chunk's deltas are
 // transposed once, x and h_prev packed, and the sums go straight to where the caller wants them.
@@ -11,7 +12,8 @@
 // second copy of every gradient and its transposition in the end; for one step that took twice as
 // long.)
 
-// Rows of deltas in a chunk: enough for long products, few enough to stay in cache.
+// Deltas of a chunk: few enough bytes to stay in cache, but at least as many rows as make the
+// products long.
 constexpr int64_t kChunkBytes = 2 << 20;
 constexpr int64_t kChunkRows = 256;
 
@@ -156,14 +158,6 @@ struct HiddenGradient {
   }
 };
 
-// What one thread does of the steps: its rows, its blocks of units and (with a projection) of
-// projected columns.
-struct BackwardShare {
-  Range rows, units, hidden;
-  bool alone;  // no other thread works on the same rows
-  int id, team;
-};
-
 // The steps of one chunk: those from `steps` on whose rows fit. `lowest` is the chunk's first row
 // in the order of x, which the buffers of the chunk follow.
 template <typename Cell, typename T>
@@ -191,7 +185,7 @@ struct Chunk {
 
 template <typename Cell, typename T>
 void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int64_t done,
-                    int64_t batch_before, const BackwardShare& mine, Barrier& barrier) {
+                    int64_t batch_before, const Share& mine, Barrier& barrier) {
   const BackwardArgs<T>& args = plan.args;
   const SequenceShape& shape = args.shape;
   const int64_t H = shape.H;
@@ -223,18 +217,20 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
       at.later = has_later ? later_deltas + row * later_stride : plan.zeros;
       at.grad_out =
           args.grad_out != nullptr ? args.grad_out + n * args.grad_out_stride : plan.zeros;
-      at.carry_in = has_later                 ? (Cell::kCarries ? plan.carry + row * O : plan.zeros)
+      if constexpr (Cell::kCarries) at.carry = plan.carry + row * O;
+      at.carry_in = has_later                 ? (Cell::kCarries ? at.carry : plan.zeros)
                     : args.grad_hn != nullptr ? args.grad_hn + row * O
                                               : plan.zeros;
       at.h = args.out + n * args.out_stride;
       at.h_prev = has_prev             ? args.out + (prev_offset + row) * args.out_stride
                   : args.h0 != nullptr ? args.h0 + row * O
                                        : plan.zeros;
-      at.carry = plan.carry + row * O;
-      at.gates = args.gates + n * Cell::kSaved * H;
+      if constexpr (Cell::kSaved > 0) at.gates = args.gates + n * Cell::kSaved * H;
       at.delta = deltas + row * D;
-      at.dp = plan.dp + local * shape.P;
-      at.h_full = plan.h_full + local * H;
+      if (shape.P > 0) {
+        at.dp = plan.dp + local * shape.P;
+        at.h_full = plan.h_full + local * H;
+      }
       if constexpr (Cell::kHasState) {
         at.dc = plan.dc + row * H;
         at.dc_in = has_later                 ? at.dc
@@ -281,12 +277,11 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
         HiddenGradient<T> gradient{plan.hh, begun, depth, args.grad_h0 + first * O, O};
         for_each_tile<1>(batch - first, mine.hidden, gradient);
       }
-      if (Cell::kHasState && args.grad_c0 != nullptr && mine.units.begin < mine.units.end) {
-        const int64_t begin = mine.units.begin * Vec<T>::kLanes;
-        const int64_t end =
-            mine.units.end * Vec<T>::kLanes < H ? mine.units.end * Vec<T>::kLanes : H;
+      if (Cell::kHasState && args.grad_c0 != nullptr) {
+        const Range own = columns_of<T>(mine.units, H);
         for (int64_t row = first; row < batch; ++row) {
-          for (int64_t u = begin; u < end; ++u) args.grad_c0[row * H + u] = plan.dc[row * H + u];
+          for (int64_t u = own.begin; u < own.end; ++u)
+            args.grad_c0[row * H + u] = plan.dc[row * H + u];
         }
       }
     }
@@ -355,23 +350,22 @@ void sum_rows(const T* rows, int64_t stride, int64_t K, int64_t count, T* grad, 
 // The gradients of the weights that this thread's columns of the deltas give.
 template <typename Cell, typename T>
 void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int id, int team) {
-  constexpr int kLanes = Vec<T>::kLanes;
   const BackwardArgs<T>& args = plan.args;
   const int64_t H = args.shape.H;
   const int64_t D = plan.delta_stride();
-  const auto columns_of = [&](int64_t columns) {
-    const Range blocks = share(blocks_of<T>(columns), team, id);
-    const int64_t end = blocks.end * kLanes;
-    return Range{blocks.begin * kLanes, end < columns ? end : columns};
+  const auto share_of_columns = [&](int64_t columns) {
+    return columns_of<T>(share(blocks_of<T>(columns), team, id), columns);
   };
-  const auto product = [&](const T* rows, Range mine, const T* right, int64_t N, T* grad) {
+  // Rows `from` of a transposed operand give rows of grad [.., N] from row `to` on.
+  const auto product = [&](const T* rows, Range from, const T* right, int64_t N, T* grad,
+                           int64_t to) {
     if (grad == nullptr) return;
-    multiply_matrices(Product<T>{rows + mine.begin * plan.row_stride, plan.row_stride,
-                                 Columns<T>::packed(right, K), K, grad + mine.begin * N, N, N, add},
-                      mine.size(), Range{0, blocks_of<T>(N)});
+    multiply_matrices(Product<T>{rows + from.begin * plan.row_stride, plan.row_stride,
+                                 Columns<T>::packed(right, K), K, grad + to * N, N, N, add},
+                      from.size(), Range{0, blocks_of<T>(N)});
   };
 
-  const Range mine = columns_of(D);
+  const Range mine = share_of_columns(D);
   if (mine.size() > 0) {
     transpose_columns(plan.deltas, D, K, mine, plan.delta_rows, plan.row_stride);
     int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
@@ -381,12 +375,11 @@ void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int
                        mine.end < set.end * H ? mine.end : set.end * H};
       if (part.size() > 0) {
         const auto gradients = [&](int64_t gates, const T* right, int64_t N, T* w, T* b) {
-          // Row m of the deltas is row m + shift of the weights.
-          const int64_t shift = (gates - set.begin) * H;
-          product(plan.delta_rows, part, right, N, w == nullptr ? nullptr : w + shift * N);
+          const int64_t to = gates * H + part.begin - set.begin * H;
+          product(plan.delta_rows, part, right, N, w, to);
           if (b != nullptr) {
             sum_rows(plan.delta_rows + part.begin * plan.row_stride, plan.row_stride, K,
-                     part.size(), b + shift + part.begin, add);
+                     part.size(), b + to, add);
           }
         };
         if (set.x) gradients(x_gates, plan.x_columns, args.shape.I, args.grad_w_ih, args.grad_b_ih);
@@ -398,10 +391,10 @@ void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int
     }
   }
   if (args.grad_w_hr != nullptr) {
-    const Range projected = columns_of(args.shape.P);
+    const Range projected = share_of_columns(args.shape.P);
     if (projected.size() > 0) {
       transpose_columns(plan.dp, args.shape.P, K, projected, plan.dp_rows, plan.row_stride);
-      product(plan.dp_rows, projected, plan.full_columns, H, args.grad_w_hr);
+      product(plan.dp_rows, projected, plan.full_columns, H, args.grad_w_hr, projected.begin);
     }
   }
 }
@@ -463,16 +456,14 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
 
   const int64_t hidden_blocks = blocks_of<T>(O);
   const Split wanted = split_work<Cell, T>(shape, threads.limit);
-  const int count = wanted.rows * wanted.units;
   const bool use_hh = shape.T > 1 || args.grad_h0 != nullptr;
-  const bool pack_hh = use_hh && worth_packing<T>(O, shape.T * ((shape.B + 5) / 6));
-  const bool pack_ih = args.grad_x != nullptr && worth_packing<T>(I, plan.N / 6);
+  const bool pack_hh =
+      use_hh && worth_packing<T>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
+  const bool pack_ih = args.grad_x != nullptr && worth_packing<T>(I, plan.N / kTileRows);
   const bool pack_hr = P > 0;
 
-  BackwardRow<T>** own = nullptr;
-  const int64_t zeros = depth > O ? depth : O;  // O may be above G * H only without bound: P <= H
   const auto lay_out = [&](Arena arena) {
-    plan.zeros = arena.take<T>(zeros);
+    plan.zeros = arena.take<T>(depth);
     plan.packed_hh = arena.take<T>(pack_hh ? hidden_blocks * depth * kLanes : 0);
     plan.packed_ih = arena.take<T>(pack_ih ? blocks_of<T>(I) * depth * kLanes : 0);
     plan.packed_hr = arena.take<T>(pack_hr ? blocks_of<T>(H) * P * kLanes : 0);
@@ -490,16 +481,13 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
     plan.full_columns = arena.take<T>(P > 0 ? blocks_of<T>(H) * kLanes * size : 0);
     plan.delta_rows = arena.take<T>(weights ? D * plan.row_stride : 0);
     plan.dp_rows = arena.take<T>(weights ? P * plan.row_stride : 0);
-    own = arena.take<BackwardRow<T>*>(count);
-    for (int i = 0; i < count; ++i) {
-      BackwardRow<T>* rows = arena.take<BackwardRow<T>>(shape.B);
-      if (own != nullptr) own[i] = rows;
-    }
+    // Threads with different units of the same rows have tables of their own.
+    plan.rows = arena.take<BackwardRow<T>>(wanted.units * shape.B);
     return arena.used();
   };
   Workspace workspace(lay_out(Arena(nullptr)));
   lay_out(Arena(workspace.block()));
-  for (int64_t i = 0; i < zeros; ++i) plan.zeros[i] = T(0);
+  for (int64_t i = 0; i < depth; ++i) plan.zeros[i] = T(0);
   plan.hh = pack_hh ? Columns<T>::packed(plan.packed_hh, depth)
                     : Columns<T>::in_place(args.weights.w_hh, O);
   plan.ih = pack_ih ? Columns<T>::packed(plan.packed_ih, depth)
@@ -519,21 +507,16 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
     pack(pack_hr, args.weights.w_hr, H, P, plan.packed_hr);
     barrier.wait(team);
 
-    const Split split = team == count ? wanted : wanted.units > 1 ? Split{1, team} : Split{team, 1};
-    const BackwardShare mine{share_rows(shape, split.rows, id / split.units),
-                             share(blocks_of<T>(H), split.units, id % split.units),
-                             share(hidden_blocks, split.units, id % split.units),
-                             split.units == 1,
-                             id,
-                             team};
-    BackwardPlan<Cell, T> own_plan = plan;
-    own_plan.rows = own[id];
+    const Split split = wanted.among(team);
+    const Share mine = share_of<T>(shape, split, id, team);
+    BackwardPlan<Cell, T> own = plan;
+    own.rows += (id % split.units) * shape.B + mine.rows.begin;
 
     Steps steps = first_step;
     int64_t batch_before = 0;
     for (int64_t done = 0; done < shape.T;) {
       const Chunk<Cell, T> chunk = Chunk<Cell, T>::from(steps, done, plan);
-      backward_steps(own_plan, chunk, done, batch_before, mine, barrier);
+      backward_steps(own, chunk, done, batch_before, mine, barrier);
       barrier.wait(team);
       if (plan.want_weights) {
         pack_chunk(plan, chunk, id, team);
@@ -557,5 +540,5 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
       }
     }
   };
-  run_team(threads, count, body);
+  run_team(threads, wanted.rows * wanted.units, body);
 }

@@ -41,11 +41,11 @@ struct DeltaColumns {
 };
 
 struct Lstm {
-  static constexpr CellKind kKind = CellKind::lstm;
-  static constexpr int kGates = 4;
+  static constexpr CellTraits kTraits = cell_traits(CellKind::lstm);
+  static constexpr int kGates = kTraits.gates;
   static constexpr int kSums = 4;
-  static constexpr int kSaved = 4;
-  static constexpr bool kHasState = true;
+  static constexpr int kSaved = kTraits.saved;
+  static constexpr bool kHasState = kTraits.has_state;
   static constexpr bool kReadsOutput = false;
   static constexpr bool kReadsPrevious = false;
   static constexpr bool kCarries = false;
@@ -95,11 +95,11 @@ struct Lstm {
 };
 
 struct Gru {
-  static constexpr CellKind kKind = CellKind::gru;
-  static constexpr int kGates = 3;
+  static constexpr CellTraits kTraits = cell_traits(CellKind::gru);
+  static constexpr int kGates = kTraits.gates;
   static constexpr int kSums = 4;  // r, z, W_hn h + b_hn, W_in x + b_in
-  static constexpr int kSaved = 4;
-  static constexpr bool kHasState = false;
+  static constexpr int kSaved = kTraits.saved;
+  static constexpr bool kHasState = kTraits.has_state;
   static constexpr bool kReadsOutput = false;
   static constexpr bool kReadsPrevious = true;
   static constexpr bool kCarries = true;
@@ -148,11 +148,11 @@ struct Gru {
 // of h, so nothing is saved.
 template <CellKind kind>
 struct Rnn {
-  static constexpr CellKind kKind = kind;
-  static constexpr int kGates = 1;
+  static constexpr CellTraits kTraits = cell_traits(kind);
+  static constexpr int kGates = kTraits.gates;
   static constexpr int kSums = 1;
-  static constexpr int kSaved = 0;
-  static constexpr bool kHasState = false;
+  static constexpr int kSaved = kTraits.saved;
+  static constexpr bool kHasState = kTraits.has_state;
   static constexpr bool kReadsOutput = true;
   static constexpr bool kReadsPrevious = false;
   static constexpr bool kCarries = false;

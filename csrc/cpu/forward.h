@@ -2,28 +2,32 @@
 //
 // The gates of a block of kLanes units stay together in a packed panel, so that a tile of rows x
 // units x gates holds everything a cell needs: the cell is the epilogue of the product, applied to
-// the sums while they are in registers. The product runs over x, then over h. Where a thread has
-// only a few rows, reading w_ih again each step costs more than writing the sums once: there the
-// input products of many steps are one product ahead of them.
-
+// sums that are still in registers or L1. The product runs over x, then over h.
+//
+// Where a thread has only a few rows, reading w_ih again each step costs more than writing the sums
+// once: there the input products of many steps are one product ahead of them.
 //
 // Packing reads and writes every weight once, which one step of few rows would not earn back:
 // there the weights are read where they are, each gate a dot product.
 
 // One step of up to this many rows reads the weights in place.
 constexpr int64_t kRowsInPlace = 8;
-// One row reads a w_hh larger than this in place at every step: it comes from memory each time
-// anyway, and a panel would only add its own traffic (H = 1536, 38 MB: 53 ms against 74; at 16 MB
-// and below panels are a sixth faster).
+// One row reads a w_hh of more than this many bytes in place at every step: it comes from memory
+// each time anyway, and a panel would only add its own traffic (H = 1536, 38 MB: 53 ms against 74;
+// at 16 MB and below panels are a sixth faster).
 constexpr int64_t kInPlaceBytes = 24 << 20;
-// At most this many rows of a thread take their input products ahead of the steps.
+// At most this many rows of a thread take their input products ahead of the steps,
 constexpr int64_t kRowsAhead = 4;
-// Weights larger than this do not stay in L3 from step to step: there input products ahead of the
-// steps halve what every step must bring from memory (H = 1024, B = 8: 25 ms against 32). Below it,
-// writing the sums and reading them again costs more (H = 512, B = 32: 17.7 ms against 16.6).
-constexpr int64_t kAheadWeights = 24 << 20;
-// Sums that the input products of a chunk of steps may take: half of L2.
-constexpr int64_t kAheadBytes = 512 << 10;
+// or this many where the weights together have more than kAheadBytes bytes: those do not stay in L3
+// from step to step, and products ahead of the steps halve what every step must bring from memory
+// (H = 1024, B = 8: 25 ms against 32). Below it, writing the sums and reading them again costs more
+// (H = 512, B = 32: 17.7 ms against 16.6).
+constexpr int64_t kRowsAheadOfMemory = 64;
+constexpr int64_t kAheadBytes = 24 << 20;
+// Bytes of sums that the input products of a chunk of steps aim at, half of L2, and the fewest
+// steps that make such a product worth while.
+constexpr int64_t kAheadSums = 512 << 10;
+constexpr int64_t kFewestAhead = 8;
 
 // Where one row of a step reads and writes.
 template <typename T>
@@ -52,10 +56,11 @@ struct ForwardPlan {
   T* projection = nullptr;   // [blocks of P][H][kLanes]
   T* unprojected = nullptr;  // [B, H]
   T* zeros = nullptr;        // [max(O, H)]
+  // Parts of [steps_ahead * B][blocks][G][kLanes], where each thread has its rows or its blocks:
+  T* ahead_sums = nullptr;
   // Of each thread:
   ForwardRow<T>* rows = nullptr;  // [B]
   const T** ahead_x = nullptr;    // [steps_ahead * B]
-  T* ahead_sums = nullptr;        // [steps_ahead * B][blocks][G][kLanes]
 
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
 };
@@ -167,7 +172,7 @@ FUSED_RNN_INLINE Vec<T> dot_products(Vec<T> sums, const T* w, int n, const T* x,
   return sums;
 }
 
-// The only step of a short call: each block of units from the weights in torch's layout.
+// A step with the weights in torch's layout, block of units by block.
 template <typename Cell, typename T>
 void step_in_place(ForwardStep<Cell, T>& step, int64_t rows, Range blocks) {
   using V = Vec<T>;
@@ -266,21 +271,13 @@ void pack_forward(const ForwardPlan<Cell, T>& plan, Range blocks) {
 
 // One thread's part of the steps.
 template <typename Cell, typename T>
-void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Range projected,
-                   bool alone, Barrier& barrier, int team) {
+void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier& barrier) {
   const ForwardArgs<T>& args = plan.args;
   const SequenceShape& shape = args.shape;
   const int64_t H = shape.H;
   const int64_t O = shape.hidden();
-  const bool training = args.gates != nullptr || args.cells != nullptr;
-  constexpr int kLanes = Vec<T>::kLanes;
-  const auto columns_of = [](Range blocks, int64_t columns) {
-    const int64_t begin = blocks.begin * kLanes;
-    const int64_t end = blocks.end * kLanes < columns ? blocks.end * kLanes : columns;
-    return Range{begin, end > begin ? end : begin};
-  };
-  const Range own_units = columns_of(units, H);
-  const Range own_hidden = shape.P > 0 ? columns_of(projected, O) : own_units;
+  const Range own_units = columns_of<T>(mine.units, H);
+  const Range own_hidden = columns_of<T>(mine.hidden, O);
 
   Steps steps(shape, false);
   int64_t previous_batch = 0;
@@ -289,25 +286,25 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Ra
   int64_t ahead_row = 0;    // the next step's first row among them
   for (int64_t s = 0; s < shape.T; ++s, steps.next()) {
     const Step step = steps.now();
-    const int64_t batch = mine.end < step.batch ? mine.end : step.batch;
-    const int64_t rows = batch > mine.begin ? batch - mine.begin : 0;
+    const int64_t batch = mine.rows.end < step.batch ? mine.rows.end : step.batch;
+    const int64_t rows = batch > mine.rows.begin ? batch - mine.rows.begin : 0;
 
     if (plan.ahead && s == ahead_until) {
       Steps later = steps;
       int64_t count = 0;
       for (; ahead_until < shape.T && ahead_until < s + plan.steps_ahead; ++ahead_until) {
         const Step then = later.now();
-        for (int64_t row = mine.begin; row < mine.end && row < then.batch; ++row)
+        for (int64_t row = mine.rows.begin; row < mine.rows.end && row < then.batch; ++row)
           plan.ahead_x[count++] = args.x + (then.offset + row) * args.x_stride;
         if (ahead_until + 1 < shape.T) later.next();
       }
       InputProducts<Cell, T> products{plan, plan.ahead_x, plan.ahead_sums};
-      for_each_tile<Cell::kGates>(count, units, products);
+      for_each_tile<Cell::kGates>(count, mine.units, products);
       ahead_row = 0;
     }
 
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t row = mine.begin + i;
+      const int64_t row = mine.rows.begin + i;
       const int64_t n = step.offset + row;
       const bool goes_on = row < previous_batch;
       ForwardRow<T>& at = plan.rows[i];
@@ -329,63 +326,41 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, Range mine, Range units, Ra
 
     ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I};
     if (plan.h_in_place) {
-      step_in_place(tiles, rows, units);
+      step_in_place(tiles, rows, mine.units);
     } else {
-      for_each_tile<Cell::kSums>(rows, units, tiles);
+      for_each_tile<Cell::kSums>(rows, mine.units, tiles);
     }
     if (shape.P > 0) {
-      if (!alone) barrier.wait(team);
-      Product<T> project{plan.unprojected + mine.begin * H,
+      if (!mine.alone) barrier.wait(mine.team);
+      Product<T> project{plan.unprojected + mine.rows.begin * H,
                          H,
                          Columns<T>::packed(plan.projection, H),
                          H,
-                         args.out + (step.offset + mine.begin) * args.out_stride,
+                         args.out + (step.offset + mine.rows.begin) * args.out_stride,
                          args.out_stride,
                          O,
                          false};
-      multiply_matrices(project, rows, projected);
+      multiply_matrices(project, rows, mine.hidden);
     }
 
     // Sequences that end with this step.
     const int64_t going_on = s + 1 < shape.T ? steps.batch(steps.after(step.t)) : 0;
-    const int64_t first = going_on > mine.begin ? going_on : mine.begin;
+    const int64_t first = going_on > mine.rows.begin ? going_on : mine.rows.begin;
     for (int64_t row = first; row < batch; ++row) {
       const int64_t n = step.offset + row;
       if (args.hn != nullptr) {
         for (int64_t u = own_hidden.begin; u < own_hidden.end; ++u)
           args.hn[row * O + u] = args.out[n * args.out_stride + u];
       }
-      if (Cell::kHasState && training) {
+      if (Cell::kHasState && args.cells != nullptr) {
         for (int64_t u = own_units.begin; u < own_units.end; ++u)
           args.cn[row * H + u] = args.cells[n * H + u];
       }
     }
     previous_batch = step.batch;
     previous_offset = step.offset;
-    if (!alone) barrier.wait(team);
+    if (!mine.alone) barrier.wait(mine.team);
   }
-}
-
-// How to divide `count` threads. Rows are independent and need no barrier, so they are divided
-// where every thread gets full tiles of them, unless the weights outgrow L2: then every thread
-// would stream all of them at every step. Dividing the units costs a barrier a step, and gives each
-// thread its own part of the weights (H = 1024, B = 32, two threads: 42 ms against 54).
-template <typename Cell, typename T>
-Split split_work(const SequenceShape& shape, int count) {
-  const double weights = static_cast<double>(Cell::kGates) * static_cast<double>(shape.H) *
-                         static_cast<double>(shape.I + shape.hidden());
-  const double step = weights * static_cast<double>(shape.B);
-  constexpr double kWorthAThread = 4e5;       // multiply-adds of a whole call: some 4 us
-  constexpr double kWorthABarrier = 8e4;      // of a step
-  constexpr double kSharedWeights = 3 << 20;  // bytes
-  if (count <= 1 || step * static_cast<double>(shape.T) < 2 * kWorthAThread) return {1, 1};
-  const int64_t blocks = blocks_of<T>(shape.H);
-  const int by_rows = shape.B < count ? static_cast<int>(shape.B) : count;
-  const int by_units = blocks < count ? static_cast<int>(blocks) : count;
-  const bool full_tiles =
-      shape.B >= kTileRows * static_cast<int64_t>(count) && weights * sizeof(T) <= kSharedWeights;
-  if (full_tiles || by_units == 1 || step < kWorthABarrier) return {by_rows, 1};
-  return {1, by_units};
 }
 
 template <typename Cell, typename T>
@@ -401,28 +376,21 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
   ForwardPlan<Cell, T> plan{args};
   plan.blocks = blocks_of<T>(H);
   const Split wanted = split_work<Cell, T>(shape, threads.limit);
-  const int count = wanted.rows * wanted.units;
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
   const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(T));
   const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(T));
   plan.x_in_place = shape.T == 1 && shape.B <= kRowsInPlace;
   plan.h_in_place = plan.x_in_place || (shape.B == 1 && hh_bytes > kInPlaceBytes);
-  plan.ahead = shape.T > 1 && (thread_rows <= kRowsAhead || hh_bytes + ih_bytes > kAheadWeights);
+  plan.ahead = shape.T > 1 && (thread_rows <= kRowsAhead || (thread_rows <= kRowsAheadOfMemory &&
+                                                             hh_bytes + ih_bytes > kAheadBytes));
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
-    plan.steps_ahead = kAheadBytes / step_bytes;
-    if (plan.steps_ahead < 8) plan.steps_ahead = 8;
+    plan.steps_ahead = kAheadSums / step_bytes;
+    if (plan.steps_ahead < kFewestAhead) plan.steps_ahead = kFewestAhead;
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
   }
 
-  // A smaller team than asked for has more rows a thread: every thread's part is sized for all.
-  struct OfThread {
-    ForwardRow<T>* rows;
-    const T** ahead_x;
-    T* ahead_sums;
-  };
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
-  OfThread* own = nullptr;
   const auto lay_out = [&](Arena arena) {
     const int64_t panels = plan.blocks * kGates * kLanes;
     plan.x_panels = arena.take<T>(plan.x_in_place ? 0 : panels * I);
@@ -430,22 +398,19 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
     plan.bias = arena.take<T>(plan.blocks * Cell::kSums * kLanes);
     plan.projection = arena.take<T>(P_blocks * H * kLanes);
     plan.unprojected = arena.take<T>(shape.P > 0 ? shape.B * H : 0);
-    plan.zeros = arena.take<T>(O > H ? O : H);
-    own = arena.take<OfThread>(count);
-    for (int i = 0; i < count; ++i) {
-      OfThread part{arena.take<ForwardRow<T>>(shape.B), arena.take<const T*>(ahead_rows),
-                    arena.take<T>(ahead_rows * plan.ahead_stride())};
-      if (own != nullptr) own[i] = part;
-    }
+    plan.zeros = arena.take<T>(H);
+    plan.ahead_sums = arena.take<T>(ahead_rows * plan.ahead_stride());
+    // Threads with different units of the same rows have tables of their own.
+    plan.rows = arena.take<ForwardRow<T>>(wanted.units * shape.B);
+    plan.ahead_x = arena.take<const T*>(wanted.units * ahead_rows);
     return arena.used();
   };
   Workspace workspace(lay_out(Arena(nullptr)));
   lay_out(Arena(workspace.block()));
-  for (int64_t i = 0; i < (O > H ? O : H); ++i) plan.zeros[i] = T(0);
+  for (int64_t i = 0; i < H; ++i) plan.zeros[i] = T(0);
 
   Barrier barrier;
   auto body = [&](int id, int team) {
-    const Split split = team == count ? wanted : wanted.units > 1 ? Split{1, team} : Split{team, 1};
     pack_forward(plan, share(plan.blocks, team, id));
     const Range packed = share(P_blocks, team, id);
     for (int64_t block = packed.begin; block < packed.end; ++block) {
@@ -455,13 +420,17 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
       transpose_strip<true>(rows, n, H, plan.projection + block * H * kLanes, kLanes);
     }
     barrier.wait(team);
-    ForwardPlan<Cell, T> mine = plan;
-    mine.rows = own[id].rows;
-    mine.ahead_x = own[id].ahead_x;
-    mine.ahead_sums = own[id].ahead_sums;
-    forward_steps(mine, share_rows(shape, split.rows, id / split.units),
-                  share(plan.blocks, split.units, id % split.units),
-                  share(P_blocks, split.units, id % split.units), split.units == 1, barrier, team);
+
+    const Split split = wanted.among(team);
+    const Share mine = share_of<T>(shape, split, id, team);
+    const int64_t part = id % split.units;
+    ForwardPlan<Cell, T> own = plan;
+    own.rows += part * shape.B + mine.rows.begin;
+    if (plan.ahead) {
+      own.ahead_x += part * ahead_rows + mine.rows.begin * plan.steps_ahead;
+      own.ahead_sums += mine.rows.begin * plan.steps_ahead * plan.ahead_stride();
+    }
+    forward_steps(own, mine, barrier);
   };
-  run_team(threads, count, body);
+  run_team(threads, wanted.rows * wanted.units, body);
 }

@@ -1,5 +1,6 @@
 // The kernels of one instruction set, gathered into the table that dispatch.cpp chooses from.
-// Included by isa_<set>.cpp inside the set's namespace and target, after simd/<set>.h.
+// Included by isa_<set>_<type>.cpp inside the set's namespace and target, after simd/<set>.h. The
+// order of the headers is the order of their needs; a `//` keeps it from being sorted.
 
 #include "cpu/simd/vec.h"
 //
@@ -12,6 +13,8 @@
 #include "cpu/cells.h"
 #include "cpu/product.h"
 #include "cpu/steps.h"
+//
+#include "cpu/split.h"
 //
 #include "cpu/forward.h"
 //

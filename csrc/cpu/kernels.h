@@ -2,12 +2,14 @@
 // Nothing here or below knows of torch.
 //
 // Dimensions   T steps, B rows in the longest step, I input size, H hidden size,
-//              P projection size (0: none), O = P ? P : H the size of h, G gates of the cell.
+//              P projection size (0: none; below H; LSTM only), O = P ? P : H the size of h,
+//              G gates of the cell. T, B, I and H are at least 1.
 // Layout       every matrix is row-major. The rows of a sequence are ordered by step: step t holds
 //              rows offset(t) .. offset(t) + batch(t), N rows in all. Dense input has batch(t) = B;
-//              packed input gives batch_sizes, positive and never rising.
+//              packed input gives batch_sizes, positive, never rising, the first of them B.
 // Gates        in torch's order: i f g o (LSTM), r z n (GRU).
 // Aliasing     no output overlaps an input or another output.
+// Errors       std::bad_alloc for scratch memory, before anything is written. Nothing is checked.
 // Null         a pointer said to be optional may be null; others may not (unless their size is 0).
 #pragma once
 
@@ -19,8 +21,8 @@ enum class CellKind { lstm, gru, rnn_tanh, rnn_relu };
 
 // What a cell needs to know of itself before any kernel runs.
 struct CellTraits {
-  int64_t gates;   // G: w_ih and w_hh have G * H rows
-  int64_t saved;   // blocks of H values a row keeps for the backward pass, beside the cell state
+  int gates;       // G: w_ih and w_hh have G * H rows
+  int saved;       // blocks of H values a row keeps for the backward pass, beside the cell state
   bool has_state;  // a cell state c beside h
 };
 
@@ -66,13 +68,15 @@ struct ForwardArgs {
   T* out;            // [N, O], rows out_stride apart: h of every row
   int64_t out_stride;
   T* hn;     // [B, O]: h of each sequence's last step; optional
-  T* cn;     // [B, H]: c of each sequence's last step; null without a cell state
-  T* gates;  // [N, saved, H]: written when training, null otherwise
+  T* cn;     // [B, H]: c of each sequence's last step, and the running c of inference; null
+             // without a cell state
+  T* gates;  // [N, saved, H]: written when training, null otherwise or where saved is 0
   T* cells;  // [N, H]: c of every row, when training a cell with a state; null otherwise
 };
 
 // The gradients of one layer in one direction. Inputs are those of the forward call; gates and
-// cells are what it wrote. Each gradient pointer is optional: null is not computed.
+// cells are what it wrote; biases are not looked at. Each gradient pointer is optional: null is not
+// computed.
 template <typename T>
 struct BackwardArgs {
   SequenceShape shape;

@@ -13,6 +13,16 @@ FUSED_RNN_INLINE int lanes_of(int64_t block, int64_t columns) {
   return left < Vec<T>::kLanes ? static_cast<int>(left) : Vec<T>::kLanes;
 }
 
+// The columns of a range of blocks.
+template <typename T>
+Range columns_of(Range blocks, int64_t columns) {
+  const auto clipped = [&](int64_t block) {
+    const int64_t column = block * Vec<T>::kLanes;
+    return column < columns ? column : columns;
+  };
+  return {clipped(blocks.begin), clipped(blocks.end)};
+}
+
 // The weights of one product that a block of units takes part in:
 // to[k][g][lane] = w[g * H + block * kLanes + lane][k], zeros past H.
 template <typename T>

@@ -1,5 +1,5 @@
-// What every kernel source includes before its target pragma: all standard headers (so that their
-// inline functions are compiled for the baseline), and types that hold no code.
+// What every kernel source includes before its target pragma: all standard headers, and our own
+// that other sources include as well, so that their inline functions are compiled for the baseline.
 #pragma once
 
 #include <atomic>

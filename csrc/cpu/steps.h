@@ -50,33 +50,3 @@ class Steps {
   bool rising_;
   Step now_;
 };
-
-// How a team divides the rows and the blocks of units between its threads. With one unit shard
-// the steps need no barrier.
-struct Split {
-  int rows;
-  int units;
-};
-
-// Rows [begin, end) for each of `parts` shares of equal work, cut where a falling batch gives
-// every share the same number of rows over all steps.
-inline Range share_rows(const SequenceShape& shape, int parts, int id) {
-  if (shape.batch_sizes == nullptr || parts == 1) return share(shape.B, parts, id);
-  int64_t total = 0;
-  for (int64_t t = 0; t < shape.T; ++t) total += shape.batch_sizes[t];
-  // Row b lives as long as batch_sizes[t] > b: walk the rows with a falling pointer into time.
-  Range range{0, shape.B};
-  int64_t done = 0;
-  int64_t length = shape.T;
-  int part = 0;
-  for (int64_t b = 0; b < shape.B; ++b) {
-    while (length > 0 && shape.batch_sizes[length - 1] <= b) --length;
-    done += length;
-    while (part + 1 < parts && done * parts >= total * (part + 1)) {
-      if (part == id) range.end = b + 1;
-      ++part;
-      if (part == id) range.begin = b + 1;
-    }
-  }
-  return range;
-}

@@ -24,21 +24,21 @@ class Barrier {
       generation_.store(generation + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
-      if (spins < kSpins) {
-        pause();
-      } else {
-        std::this_thread::yield();
-      }
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (generation_.load(std::memory_order_acquire) != generation) return;
+      pause();
     }
+    while (generation_.load(std::memory_order_acquire) == generation) std::this_thread::yield();
   }
 
  private:
-  static constexpr int kSpins = 4096;
+  static constexpr int kSpins = 1000;  // some 20 us
 
   static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
   }
 

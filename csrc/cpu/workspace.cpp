@@ -10,10 +10,19 @@
 namespace fused_rnn {
 namespace {
 
+// From this size on a block asks for huge pages: its first use costs a page fault for each page,
+// which for pages of 4 KiB takes longer than the products of a single step.
+constexpr size_t kHugePage = size_t{2} << 20;
+
 std::byte* allocate(size_t bytes) {
-  const size_t rounded = (bytes + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment;
-  void* block = std::aligned_alloc(Arena::kAlignment, rounded > 0 ? rounded : Arena::kAlignment);
+  const size_t alignment = bytes >= kHugePage ? kHugePage : Arena::kAlignment;
+  const size_t rounded = bytes == 0 ? alignment : (bytes + alignment - 1) / alignment * alignment;
+  void* block = std::aligned_alloc(alignment, rounded);
   if (block == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  // Advice only: where it is refused the block is merely slower.
+  if (alignment == kHugePage) (void)madvise(block, rounded, MADV_HUGEPAGE);
+#endif
   return static_cast<std::byte*>(block);
 }
 

@@ -3,20 +3,16 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/gru.h>
-#include <ATen/ops/gru_cell.h>
-#include <ATen/ops/lstm.h>
-#include <ATen/ops/lstm_cell.h>
-#include <ATen/ops/rnn_relu.h>
-#include <ATen/ops/rnn_relu_cell.h>
-#include <ATen/ops/rnn_tanh.h>
-#include <ATen/ops/rnn_tanh_cell.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <string>
+
 #include "torch/ops.h"
+#include "torch/recompute.h"
 
 namespace fused_rnn {
 namespace {
@@ -69,19 +65,18 @@ struct Saved {
 
 void save(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
           at::TensorList params, const OptionalTensor& batch_sizes, std::string_view cell,
-          std::vector<at::Tensor>& results) {
+          const at::Tensor& reserve) {
   variable_list all;
   all.reserve(states.size() + params.size() + 3);
   all.push_back(input);
   all.insert(all.end(), states.begin(), states.end());
   all.insert(all.end(), params.begin(), params.end());
   all.push_back(batch_sizes.value_or(at::Tensor()));
-  all.push_back(results.back());
+  all.push_back(reserve);
   ctx->save_for_backward(std::move(all));
   ctx->saved_data["states"] = static_cast<int64_t>(states.size());
   ctx->saved_data["cell"] = std::string(cell);
   ctx->set_materialize_grads(false);
-  results.pop_back();  // the reserve is not an output
 }
 
 Saved saved_of(AutogradContext* ctx) {
@@ -144,72 +139,6 @@ variable_list differentiable_gradients(const Saved& saved, const Flags& wanted,
                                /*create_graph=*/true, /*allow_unused=*/true);
 }
 
-// torch's own layers. States that were not given are zeros.
-variable_list recompute_sequence(const at::Tensor& input, at::TensorList states,
-                                 at::TensorList params, const OptionalTensor& batch_sizes,
-                                 const std::string& cell, int64_t num_layers, bool bidirectional) {
-  const int64_t directions = bidirectional ? 2 : 1;
-  const int64_t each = static_cast<int64_t>(params.size()) / (num_layers * directions);
-  const bool bias = each >= 4;
-  const int64_t gates = cell == "lstm" ? 4 : cell == "gru" ? 3 : 1;
-  variable_list all(states.begin(), states.end());
-  if (all.empty()) {
-    const int64_t batch =
-        batch_sizes.has_value() ? batch_sizes->select(0, 0).item<int64_t>() : input.size(1);
-    const int64_t hidden = params[1].size(1);
-    all.push_back(at::zeros({num_layers * directions, batch, hidden}, input.options()));
-    if (cell == "lstm") {
-      all.push_back(
-          at::zeros({num_layers * directions, batch, params[1].size(0) / gates}, input.options()));
-    }
-  }
-  const auto run = [&](auto&& dense, auto&& packed) -> variable_list {
-    if (batch_sizes.has_value()) {
-      auto [output, hn] =
-          packed(input, *batch_sizes, all[0], params, bias, num_layers, 0.0, false, bidirectional);
-      return {output, hn};
-    }
-    auto [output, hn] =
-        dense(input, all[0], params, bias, num_layers, 0.0, false, bidirectional, false);
-    return {output, hn};
-  };
-  if (cell == "gru") {
-    return run([](auto&&... a) { return at::gru(a...); },
-               [](auto&&... a) { return at::gru(a...); });
-  }
-  if (cell == "rnn_tanh") {
-    return run([](auto&&... a) { return at::rnn_tanh(a...); },
-               [](auto&&... a) { return at::rnn_tanh(a...); });
-  }
-  if (cell == "rnn_relu") {
-    return run([](auto&&... a) { return at::rnn_relu(a...); },
-               [](auto&&... a) { return at::rnn_relu(a...); });
-  }
-  auto [output, hn, cn] =
-      batch_sizes.has_value()
-          ? at::lstm(input, *batch_sizes, all, params, bias, num_layers, 0.0, false, bidirectional)
-          : at::lstm(input, all, params, bias, num_layers, 0.0, false, bidirectional, false);
-  return {output, hn, cn};
-}
-
-variable_list recompute_cell(const at::Tensor& input, at::TensorList states, at::TensorList params,
-                             const std::string& cell) {
-  variable_list all(states.begin(), states.end());
-  if (all.empty()) {
-    const at::Tensor zeros = at::zeros({input.size(0), params[1].size(1)}, input.options());
-    all = {zeros, zeros};
-  }
-  const OptionalTensor b_ih = params.size() > 2 ? OptionalTensor(params[2]) : std::nullopt;
-  const OptionalTensor b_hh = params.size() > 2 ? OptionalTensor(params[3]) : std::nullopt;
-  if (cell == "gru") return {at::gru_cell(input, all[0], params[0], params[1], b_ih, b_hh)};
-  if (cell == "rnn_tanh")
-    return {at::rnn_tanh_cell(input, all[0], params[0], params[1], b_ih, b_hh)};
-  if (cell == "rnn_relu")
-    return {at::rnn_relu_cell(input, all[0], params[0], params[1], b_ih, b_hh)};
-  auto [h, c] = at::lstm_cell(input, all, params[0], params[1], b_ih, b_hh);
-  return {h, c};
-}
-
 class SequenceFunction : public torch::autograd::Function<SequenceFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
@@ -220,7 +149,8 @@ class SequenceFunction : public torch::autograd::Function<SequenceFunction> {
     auto results = op.call(input, states, params, batch_sizes, cell, num_layers, bidirectional);
     ctx->saved_data["num_layers"] = num_layers;
     ctx->saved_data["bidirectional"] = bidirectional;
-    save(ctx, input, states, params, batch_sizes, cell, results);
+    save(ctx, input, states, params, batch_sizes, cell, results.back());
+    results.pop_back();
     return results;
   }
 
@@ -256,7 +186,8 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     static const auto op = find<decltype(cell_train)>("fused_rnn::cell_train");
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto results = op.call(input, states, params, cell);
-    save(ctx, input, states, params, std::nullopt, cell, results);
+    save(ctx, input, states, params, std::nullopt, cell, results.back());
+    results.pop_back();
     return results;
   }
 

@@ -11,6 +11,7 @@
 #include <pybind11/stl.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <stdexcept>

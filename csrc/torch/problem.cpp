@@ -1,6 +1,6 @@
 #include "torch/problem.h"
 
-#include <limits>
+#include <algorithm>
 
 namespace fused_rnn {
 namespace {
@@ -162,7 +162,7 @@ void Problem::check_states(at::TensorList states) {
 
 // The largest arrays of a call, in bytes.
 void Problem::check_total_size() const {
-  const int64_t widest = std::max({traits.gates, saved(), int64_t{1}});
+  const int64_t widest = std::max<int64_t>({traits.gates, saved(), 1});
   product({L, D, N, H, widest + 2, int64_t{8}});
   product({N, std::max(I, D * hidden()), int64_t{8}});
   product({traits.gates + 1, H, I + D * hidden() + 1, int64_t{8}});

@@ -4,7 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
+#include <optional>
 #include <string_view>
+#include <vector>
 
 #include "cpu/kernels.h"
 

@@ -6,13 +6,11 @@
 // the kernels' own forward pass in double, activations with long double in units in the last place.
 
 #include <algorithm>
-#include <barrier>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -294,7 +292,7 @@ void check_backward(Layer<double>& l, const Threads& threads, const std::string&
     return total;
   };
   // A relu has kinks, which a short step seldom crosses.
-  const double step = l.shape.kind == CellKind::rnn_relu ? 1e-8 : 1e-6;
+  const double step = l.shape.kind == CellKind::rnn_relu ? 1e-9 : 1e-6;
   const double measured = (loss(step) - loss(-step)) / (2 * step);
   const double error = std::abs(predicted - measured) / scale;
   expect(error < 1e-7, name + ": gradient " + std::to_string(predicted) + ", difference quotient " +
@@ -372,7 +370,17 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 70, 9, 2, 33, 0, true, true, true, false, 1});
     all.push_back({kind, 3, 2, 129, 193, 0, true, true, false, false, 2});
     all.push_back({kind, 3, 40, 30, 80, 0, true, false, false, false, 3});
+    // Units divided between threads; several chunks of the backward pass.
+    all.push_back({kind, 9, 3, 40, 257, 0, true, true, true, false, 2});
+    all.push_back({kind, 9, 3, 40, 257, 0, true, true, true, true, 3});
+    const int64_t T = cell_traits(kind).gates > 1 ? 60 : 240;
+    all.push_back({kind, T, 12, 2, 129, 0, true, true, true, false, 1});
+    all.push_back({kind, T, 9, 2, 129, 0, true, true, false, true, 2});
   }
+  // Weights beyond the caches: read in place by one row, input products ahead for several.
+  all.push_back({CellKind::lstm, 2, 1, 3, 1000, 0, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 2, 7, 3, 1000, 0, true, true, false, false, 1});
+  all.push_back({CellKind::lstm, 12, 5, 70, 129, 70, true, true, true, true, 2});
   all.push_back({CellKind::lstm, 1, 2, 7, 19, 5, true, true, false, false, 1});
   all.push_back({CellKind::lstm, 6, 5, 7, 33, 17, true, true, true, true, 2});
   all.push_back({CellKind::lstm, 4, 3, 130, 150, 70, false, false, false, false, 2});

@@ -1,8 +1,8 @@
 // One vector of the instruction set that is being compiled, for float and double.
 //
-// Included once for each instruction set, inside its namespace and under its target pragma (see
-// isa.h), so there is no include guard. Before it, simd/<set>.h gives kSimdBytes and the few
-// operations that C++ vector extensions have no spelling for.
+// Included once for each instruction set, inside its namespace and under its target pragma, so
+// there is no include guard. Before it, simd/<set>.h gives kSimdBytes and the few operations that
+// C++ vector extensions have no spelling for.
 
 template <typename T>
 struct Vec {

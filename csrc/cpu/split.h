@@ -1,0 +1,80 @@
+// How a team divides a layer: by rows, which are independent, or by blocks of units.
+
+struct Split {
+  int rows;
+  int units;
+
+  // The same division for a team that came out smaller than asked for.
+  Split among(int team) const {
+    if (team == rows * units) return *this;
+    return units > 1 ? Split{1, team} : Split{team, 1};
+  }
+};
+
+// What one thread does of every step: its rows, and of those its blocks of units and of columns of
+// a projected h.
+struct Share {
+  Range rows, units, hidden;
+  bool alone;  // no other thread works on the same rows: the steps need no barrier
+  int id, team;
+};
+
+// Part `id` of `parts` of the rows, cut where a falling batch gives all parts the same number of
+// rows over all steps.
+inline Range share_rows(const SequenceShape& shape, int parts, int id) {
+  if (shape.batch_sizes == nullptr || parts == 1) return share(shape.B, parts, id);
+  const int64_t total = Steps(shape, false).rows();
+  // Row b lives while batch_sizes[t] > b: its length falls as b rises.
+  Range range{0, shape.B};
+  int64_t done = 0;
+  int64_t length = shape.T;
+  int part = 0;
+  for (int64_t b = 0; b < shape.B; ++b) {
+    while (length > 0 && shape.batch_sizes[length - 1] <= b) --length;
+    done += length;
+    while (part + 1 < parts && done * parts >= total * (part + 1)) {
+      if (part == id) range.end = b + 1;
+      ++part;
+      if (part == id) range.begin = b + 1;
+    }
+  }
+  return range;
+}
+
+template <typename T>
+Share share_of(const SequenceShape& shape, Split split, int id, int team) {
+  const int part = id % split.units;
+  return {share_rows(shape, split.rows, id / split.units),
+          share(blocks_of<T>(shape.H), split.units, part),
+          share(blocks_of<T>(shape.hidden()), split.units, part),
+          split.units == 1,
+          id,
+          team};
+}
+
+// How to divide up to `limit` threads, no more than the work is worth. Rows need no barrier, so
+// they are divided where every thread gets full tiles of them, unless the weights are so large that
+// every thread would stream all of them at every step. Dividing the units costs a barrier a step,
+// and gives each thread its own part of the weights (H = 1024, B = 32, two threads: 42 ms against
+// 54 by rows; H = 256, B = 64: 8.7 ms both ways).
+template <typename Cell, typename T>
+Split split_work(const SequenceShape& shape, int limit) {
+  constexpr double kWorthAThread = 4e5;       // multiply-adds of a whole call: some 4 us
+  constexpr double kWorthABarrier = 4e4;      // multiply-adds of a step for each thread
+  constexpr double kSharedWeights = 3 << 20;  // bytes
+  const double weights = static_cast<double>(Cell::kGates) * static_cast<double>(shape.H) *
+                         static_cast<double>(shape.I + shape.hidden());
+  const double step = weights * static_cast<double>(shape.B);
+  const auto at_most = [](int threads, double most) {
+    return most < threads ? (most < 1 ? 1 : static_cast<int>(most)) : threads;
+  };
+  const int count = at_most(limit, step * static_cast<double>(shape.T) / kWorthAThread);
+  if (count == 1) return {1, 1};
+  const int by_rows = at_most(count, static_cast<double>(shape.B));
+  const int by_units =
+      at_most(at_most(count, static_cast<double>(blocks_of<T>(shape.H))), step / kWorthABarrier);
+  const bool full_tiles =
+      shape.B >= kTileRows * static_cast<int64_t>(count) && weights * sizeof(T) <= kSharedWeights;
+  if (full_tiles || by_units == 1) return {by_rows, 1};
+  return {1, by_units};
+}
