@@ -78,7 +78,7 @@ def check_agreement(row: Row, contestants: dict[str, Workload]) -> None:
     """Raises if a contestant computes something other than torch.nn does."""
     expected = contestants["torch"]()
     for name, run in contestants.items():
-        for index, (theirs, ours) in enumerate(zip(expected, run(), strict=False)):
+        for index, (theirs, ours) in enumerate(zip(expected, run(), strict=True)):
             error = (ours - theirs).abs().max().item() / max(1e-30, theirs.abs().max().item())
             if not error <= TOLERANCE[row.shape.dtype]:
                 what = f"gradient {index}" if index else "the output"

@@ -6,7 +6,12 @@
 T is time, B batch, I input size, H hidden size, P projection size, L layers, D directions.
 """
 
-from . import functional, reference
+from . import (
+    _fake,  # noqa: F401  (registers shapes for tracing)
+    _vmap,  # noqa: F401  (registers rules for batched derivatives)
+    functional,
+    reference,
+)
 from .cells import GRUCell, LSTMCell, RNNCell
 from .config import show_config
 from .convert import accelerate, restore

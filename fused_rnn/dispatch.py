@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._device import DeviceContext
 
 from ._ops import extension
+from ._traits import TRAITS
 
 CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 """torch.nn's name of a mode: the operators' name of the cell."""
@@ -136,10 +137,13 @@ def traced_obstacle(input: Tensor, ranks: tuple[int, ...]) -> str | None:
 
 
 def as_states(hx: Any, cell: str) -> list[Tensor]:
-    """hx of a module as the operators take it; what makes no sense is left to their checks."""
+    """hx of a module as the operators take it; what makes no sense is left to their checks.
+
+    No states mean zeros to the operators, so an empty hx must not look like None.
+    """
     if hx is None:
         return []
-    if cell == "lstm" and isinstance(hx, (tuple, list)):
+    if cell == "lstm" and isinstance(hx, (tuple, list)) and hx:
         return list(hx)
     return [hx]
 
@@ -188,7 +192,7 @@ def _weight_sizes(module: Any) -> list[tuple[int, ...]]:
     """Sizes of the parameters of a layer, in the order of the operators."""
     directions = 2 if module.bidirectional else 1
     hidden, width = module.hidden_size, module.proj_size or module.hidden_size
-    rows = {"LSTM": 4, "GRU": 3}.get(module.mode, 1) * hidden
+    rows = TRAITS[CELLS[module.mode]].gates * hidden
     sizes: list[tuple[int, ...]] = []
     for layer in range(module.num_layers):
         of_direction: list[tuple[int, ...]] = [
@@ -272,7 +276,7 @@ def cell_misfit(
     if cell not in CELLS.values():
         return f"the nonlinearity {module.nonlinearity} is unknown"
     hidden = module.hidden_size
-    rows = {"lstm": 4, "gru": 3}.get(cell, 1) * hidden
+    rows = TRAITS[cell].gates * hidden
     names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: len(params)]
     shapes: list[tuple[int, ...]] = [(rows, module.input_size), (rows, hidden), (rows,), (rows,)]
     if len(params) not in (2, 4):
@@ -281,7 +285,7 @@ def cell_misfit(
     if misfit is not None or not states:
         return misfit
 
-    count = 2 if cell == "lstm" else 1
+    count = TRAITS[cell].states
     if len(states) != count:
         return f"hx must hold {count} tensors, got {len(states)}"
     size = (*input.shape[:-1], hidden)

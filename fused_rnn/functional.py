@@ -19,7 +19,8 @@ from torch import _VF, Tensor
 from torch.compiler import is_compiling
 
 from . import _ops, reference
-from .dispatch import DIFFERENTIABLE, obstacle, traced_obstacle
+from ._traits import TRAITS
+from .dispatch import DIFFERENTIABLE, as_states, obstacle, traced_obstacle
 
 Layers = Callable[..., list[Tensor]]
 """The operator fused_rnn::sequence, or a function of its arguments and results."""
@@ -73,11 +74,10 @@ def _torch_layers(
     directions = 2 if bidirectional else 1
     if not states:
         batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        gates = {"lstm": 4, "gru": 3}.get(cell, 1)
-        sizes = [params[1].shape[1], params[0].shape[0] // gates]
+        sizes = [params[1].shape[1], params[0].shape[0] // TRAITS[cell].gates]
         states = [
             input.new_zeros((num_layers * directions, batch, size))
-            for size in sizes[: 2 if cell == "lstm" else 1]
+            for size in sizes[: TRAITS[cell].states]
         ]
     bias = len(params) // (num_layers * directions) >= 4
     run = getattr(_VF, cell)
@@ -143,7 +143,7 @@ def lstm(
     output, hn, cn = _run(
         "lstm",
         input,
-        hx or (),
+        as_states(hx, "lstm"),
         params,
         batch_sizes,
         num_layers,
@@ -245,7 +245,7 @@ def _run_cell(
         return reference.cell(input, states, given, cell)
     if not states:
         hidden = given[1].shape[1]
-        states = [input.new_zeros((input.shape[0], hidden))] * (2 if cell == "lstm" else 1)
+        states = [input.new_zeros((input.shape[0], hidden))] * TRAITS[cell].states
     run: Any = getattr(_VF, f"{cell}_cell")
     if cell == "lstm":
         return list(run(input, states, *params))
@@ -270,7 +270,7 @@ def lstm_cell(
     Returns:
         h' and c', [B, H].
     """
-    h, c = _run_cell("lstm", input, hx or (), (w_ih, w_hh, b_ih, b_hh))
+    h, c = _run_cell("lstm", input, as_states(hx, "lstm"), (w_ih, w_hh, b_ih, b_hh))
     return h, c
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._traits import TRAITS
+
 States = tuple[Tensor, ...]
 """(h,) of a GRU or an RNN, (h, c) of an LSTM."""
 
@@ -194,11 +196,11 @@ def layers(
     step = STEPS[cell]
     directions = 2 if bidirectional else 1
     each = len(params) // (num_layers * directions)
-    hidden, width = params[0].shape[0] // {"lstm": 4, "gru": 3}.get(cell, 1), params[1].shape[1]
+    hidden, width = params[0].shape[0] // TRAITS[cell].gates, params[1].shape[1]
     lengths = None if batch_sizes is None else batch_sizes.tolist()
     if not states:
         batch = input.shape[1] if lengths is None else lengths[0]
-        sizes = [width, hidden] if cell == "lstm" else [width]
+        sizes = [width, hidden][: TRAITS[cell].states]
         states = [input.new_zeros((num_layers * directions, batch, size)) for size in sizes]
 
     finals: list[States] = []
@@ -228,7 +230,7 @@ def cell(
     """One step: arguments and results of the operator fused_rnn::cell."""
     if not states:
         zeros = input.new_zeros((*input.shape[:-1], params[1].shape[1]))
-        states = [zeros] * (2 if cell == "lstm" else 1)
+        states = [zeros] * TRAITS[cell].states
     return list(STEPS[cell](input, tuple(states), *params))
 
 
@@ -246,7 +248,7 @@ def lstm(
     """Layers of LSTM; see fused_rnn.functional.lstm."""
     output, hn, cn = layers(
         input,
-        hx or (),
+        () if hx is None else hx,
         params,
         batch_sizes,
         "lstm",

@@ -435,3 +435,19 @@ def test_batched_gradients(kind: str) -> None:
         for a, b, c in zip(legacy, mapped, one_by_one, strict=True):
             assert_close("legacy vmap", a, c, 1e-12)
             assert_close("vmap", b, c, 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lazy_gradients(kind: str) -> None:
+    """Gradients that are a negative view or a tensor of zeros without memory."""
+    ours, theirs = pair(Case(kind, 3, 2, 4, 5))
+    x = torch.randn(3, 2, 4, dtype=F64, requires_grad=True)
+    ones = torch.ones(3, 2, 5, dtype=F64)
+    zeros = torch._efficientzerotensor(3, 2, 5, dtype=F64)
+    for gradient in (torch._neg_view(ones), zeros):
+        expected, got = (
+            torch.autograd.grad(layer(x)[0], [x, *layer.parameters()], gradient)
+            for layer in (theirs, ours)
+        )
+        for index, (a, b) in enumerate(zip(expected, got, strict=True)):
+            assert_close(f"gradient {index}", b, a, 1e-10)

@@ -264,3 +264,18 @@ def test_errors_of_the_kernels_are_passed_on(monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(RuntimeError, match="out of luck"):
             call()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X, X[:, 0], pack_sequence([X[:, 0], X[:2, 1]])],
+    ids=["batch", "no batch", "packed"],
+)
+def test_empty_layer_state(x: Any) -> None:
+    """An empty hx is not a missing one."""
+    assert_same_error(*both("LSTM", 4, 7), x, ())
+
+
+@pytest.mark.parametrize("x", [X[0], X[0, 0]], ids=["batch", "no batch"])
+def test_empty_cell_state(x: Any) -> None:
+    assert_same_error(*both("LSTMCell", 4, 7), x, ())

@@ -154,3 +154,19 @@ def test_sorted_indices_that_do_not_belong() -> None:
     packed = PackedSequence(torch.randn(7, 3), torch.tensor([4, 3]), torch.tensor([1, 0]))
     with pytest.raises(RuntimeError, match="hx must have the 2 sequences of sorted_indices, got 4"):
         fused_rnn.GRU(3, 7)(packed, torch.zeros(1, 4, 7))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_infinite_weight_spares_ended_sequences(name: str) -> None:
+    """A sequence of one step has no later step for an infinite w_hh to spoil its gradient."""
+    ours, theirs = getattr(fused_rnn, name)(4, 5), getattr(torch.nn, name)(4, 5)
+    with torch.no_grad():
+        ours.weight_hh_l0[3, 2] = float("inf")
+    theirs.load_state_dict(ours.state_dict())
+    sequences = [torch.randn(3, 4).requires_grad_(), torch.randn(1, 4).requires_grad_()]
+    h0 = torch.rand(1, 2, 5) + 0.1
+    hx = (h0, h0 + 1) if name == "LSTM" else h0
+    for layer in (ours, theirs):
+        output, _ = layer(pack_sequence(sequences), hx)
+        gradients = torch.autograd.grad(output.data.sum(), sequences)
+        assert gradients[1].isfinite().all()

@@ -20,7 +20,7 @@ constexpr int64_t kChunkRows = 256;
 // Where one row of a step reads and writes.
 template <typename T>
 struct BackwardRow {
-  const T* later;     // deltas of the sequence's later step, or zeros
+  const T* later;     // deltas of the sequence's later step, null where there is none
   const T* grad_out;  // [O] or zeros
   const T* carry_in;  // [O]: what h gets beside grad_out and the product
   T* carry;           // [O], written where the cell carries
@@ -214,7 +214,7 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
       const bool has_later = row < later_batch;
       const bool has_prev = row < prev_batch;
       BackwardRow<T>& at = plan.rows[i];
-      at.later = has_later ? later_deltas + row * later_stride : plan.zeros;
+      at.later = has_later ? later_deltas + row * later_stride : nullptr;
       at.grad_out =
           args.grad_out != nullptr ? args.grad_out + n * args.grad_out_stride : plan.zeros;
       if constexpr (Cell::kCarries) at.carry = plan.carry + row * O;
@@ -244,14 +244,25 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
       if (plan.want_weights && mine.units.begin == 0) plan.h_prev[local] = at.h_prev;
     }
 
-    const int64_t K = later_batch > 0 ? depth : 0;
+    // Rows with a later step, then those that end with this one: not even zeros may stand in for
+    // deltas that are not there, since w_hh may hold infinities.
+    const int64_t going_on = later_batch > mine.rows.begin
+                                 ? (later_batch < batch ? later_batch : batch) - mine.rows.begin
+                                 : 0;
+    const auto each_kind = [&](auto&& run) {
+      for (const bool later : {true, false}) {
+        const int64_t first = later ? 0 : going_on;
+        run(plan.rows + first, first, later ? going_on : rows - going_on, later ? depth : 0);
+      }
+    };
     bool finished = false;
     if constexpr (Cell::kProjects) {
       if (shape.P > 0) {
-        HiddenGradient<T> gradient{
-            plan.hh, plan.rows, K,
-            plan.dp + (step.offset + mine.rows.begin - chunk.lowest) * shape.P, O};
-        for_each_tile<1>(rows, mine.hidden, gradient);
+        T* const dp = plan.dp + (step.offset + mine.rows.begin - chunk.lowest) * shape.P;
+        each_kind([&](const BackwardRow<T>* of, int64_t first, int64_t count, int64_t K) {
+          HiddenGradient<T> gradient{plan.hh, of, K, dp + first * O, O};
+          for_each_tile<1>(count, mine.hidden, gradient);
+        });
         if (!mine.alone) barrier.wait(mine.team);
         BackwardStep<Cell, T, true> tiles{plan, plan.rows, shape.P};
         for_each_tile<1>(rows, mine.units, tiles);
@@ -259,8 +270,10 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
       }
     }
     if (!finished) {
-      BackwardStep<Cell, T, false> tiles{plan, plan.rows, K};
-      for_each_tile<1>(rows, mine.units, tiles);
+      each_kind([&](const BackwardRow<T>* of, int64_t, int64_t count, int64_t K) {
+        BackwardStep<Cell, T, false> tiles{plan, of, K};
+        for_each_tile<1>(count, mine.units, tiles);
+      });
     }
     if (!mine.alone) barrier.wait(mine.team);
 

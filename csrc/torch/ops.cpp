@@ -208,7 +208,10 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
     const std::optional<at::Tensor> grad = grads.get(i);
     if (!grad.has_value() || !grad->defined()) return at::Tensor();
     p.check_like(*grad, sizes, name);
-    return grad->contiguous();
+    // The dispatcher resolves these two kinds of lazy tensors in all arguments but lists of
+    // optional ones.
+    if (grad->_is_zerotensor()) return at::Tensor();
+    return grad->resolve_neg().contiguous();
   };
   size_t next = 0;
   g.out = given(next++, p.output_sizes(), "gradient of output");
