@@ -11,6 +11,8 @@ from torch import Tensor
 import fused_rnn
 from cases import KINDS, Case, assert_close, module_call, run_with_grads
 
+LONG_TAIL = (30,) + (9,) * 12 + (2,) * 12 + (1,) * 15
+
 # Small enough to be one task, wide enough to be split over units, and enough rows to be split.
 CASES = [
     case
@@ -21,6 +23,8 @@ CASES = [
         Case(kind, 7, 33, 17, 65, bidirectional=True),
         Case(kind, 12, 24, 33, 129, L=2, bidirectional=True),
         Case(kind, 12, 9, 33, 97, lengths=(12, 11, 11, 7, 5, 4, 4, 1, 1), bidirectional=True),
+        # Rows are divided, and the batch falls below the second thread's first row.
+        Case(kind, 30, 40, 33, 65, lengths=LONG_TAIL, bidirectional=True),
     )
 ]
 

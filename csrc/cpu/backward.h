@@ -246,9 +246,8 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
 
     // Rows with a later step, then those that end with this one: not even zeros may stand in for
     // deltas that are not there, since w_hh may hold infinities.
-    const int64_t going_on = later_batch > mine.rows.begin
-                                 ? (later_batch < batch ? later_batch : batch) - mine.rows.begin
-                                 : 0;
+    const int64_t later_rows = later_batch - mine.rows.begin;
+    const int64_t going_on = later_rows < 0 ? 0 : later_rows < rows ? later_rows : rows;
     const auto each_kind = [&](auto&& run) {
       for (const bool later : {true, false}) {
         const int64_t first = later ? 0 : going_on;

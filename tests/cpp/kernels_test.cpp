@@ -370,6 +370,9 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 70, 9, 2, 33, 0, true, true, true, false, 1});
     all.push_back({kind, 3, 2, 129, 193, 0, true, true, false, false, 2});
     all.push_back({kind, 3, 40, 30, 80, 0, true, false, false, false, 3});
+    // Rows of a falling batch divided between threads.
+    all.push_back({kind, 30, 40, 20, 33, 0, true, true, true, false, 2});
+    all.push_back({kind, 30, 40, 20, 33, 0, true, true, true, true, 3});
     // Units divided between threads; several chunks of the backward pass.
     all.push_back({kind, 9, 3, 40, 257, 0, true, true, true, false, 2});
     all.push_back({kind, 9, 3, 40, 257, 0, true, true, true, true, 3});
