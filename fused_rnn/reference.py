@@ -5,8 +5,8 @@ forward-mode derivatives and torch.func transforms. Nothing here is in place and
 the values of tensors (batch_sizes apart), so every transform and every order of derivative applies.
 
 The formulas and the order of the gates are those of torch.nn: i, f, g, o for LSTM and r, z, n for
-GRU, with the hidden bias of n inside the product with r. `layers` and `cell` take the arguments of
-the operators of the same purpose.
+GRU, with the hidden bias of n inside the product with r. `lstm`, `gru` and `rnn` take the arguments
+of their namesakes in `fused_rnn.functional`.
 """
 
 from collections.abc import Callable, Sequence
@@ -189,8 +189,10 @@ def layers(
     cell: str,
     num_layers: int = 1,
     bidirectional: bool = False,
+    dropout: float = 0.0,
 ) -> list[Tensor]:
-    """A stack of layers: arguments and results of the operator fused_rnn::sequence."""
+    """A stack of layers: arguments and results of the operator fused_rnn::sequence, and dropout
+    between the layers, drawn in torch's order."""
     step = STEPS[cell]
     directions = 2 if bidirectional else 1
     each = len(params) // (num_layers * directions)
@@ -217,6 +219,8 @@ def layers(
             finals.append(final)
             sides.append(torch.stack(outputs) if lengths is None else torch.cat(outputs))
         input = sides[0] if directions == 1 else torch.cat(sides, -1)
+        if dropout > 0 and layer + 1 < num_layers:
+            input = F.dropout(input, dropout)
     return [input, *(torch.stack(parts) for parts in zip(*finals, strict=True))]
 
 
@@ -228,3 +232,79 @@ def cell(
         zeros = input.new_zeros((*input.shape[:-1], params[1].shape[1]))
         states = [zeros] * TRAITS[cell].states
     return list(STEPS[cell](input, tuple(states), *params))
+
+
+def lstm(
+    input: Tensor,
+    params: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Layers of LSTM; see fused_rnn.functional.lstm."""
+    output, hn, cn = layers(
+        input,
+        () if hx is None else hx,
+        params,
+        batch_sizes,
+        "lstm",
+        num_layers,
+        bidirectional,
+        dropout if training else 0.0,
+    )
+    return output, (hn, cn)
+
+
+def gru(
+    input: Tensor,
+    params: Sequence[Tensor],
+    hx: Tensor | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Layers of GRU; see fused_rnn.functional.gru."""
+    output, hn = layers(
+        input,
+        () if hx is None else (hx,),
+        params,
+        batch_sizes,
+        "gru",
+        num_layers,
+        bidirectional,
+        dropout if training else 0.0,
+    )
+    return output, hn
+
+
+def rnn(
+    input: Tensor,
+    params: Sequence[Tensor],
+    hx: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    batch_sizes: Tensor | None = None,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Layers of RNN; see fused_rnn.functional.rnn."""
+    output, hn = layers(
+        input,
+        () if hx is None else (hx,),
+        params,
+        batch_sizes,
+        f"rnn_{nonlinearity}",
+        num_layers,
+        bidirectional,
+        dropout if training else 0.0,
+    )
+    return output, hn
