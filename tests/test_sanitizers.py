@@ -1,4 +1,4 @@
-"""The kernels under address and undefined-behaviour sanitizers, in a program without Python."""
+"""The kernels under sanitizers, in a program without Python."""
 
 import os
 import shutil
@@ -23,11 +23,13 @@ FLAGS = [
     "-Wextra",
     "-Wno-unknown-pragmas",
     "-Werror",
-    "-fsanitize=address,undefined",
-    # The address sanitizer sees what these would, and they double the time to compile.
-    "-fno-sanitize=null,alignment,object-size,vptr",
     "-fno-sanitize-recover=all",
 ]
+SANITIZERS = {
+    # The address sanitizer sees what these checks would, and they double the time to compile.
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize=null,alignment,object-size,vptr"],
+    "thread": ["-fsanitize=thread"],
+}
 # Checks as calls rather than inline: the unrolled kernels compile in a third of the time.
 GCC_FLAGS = ["--param", "asan-instrumentation-with-call-threshold=0"]
 CLANG_FLAGS = ["-mllvm", "-asan-instrumentation-with-call-threshold=0"]
@@ -37,9 +39,10 @@ def compiler() -> str:
     return os.environ.get("CXX", "c++")
 
 
-def compiler_flags() -> list[str]:
+def compiler_flags(sanitizer: str) -> list[str]:
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True)
-    return FLAGS + (CLANG_FLAGS if "clang" in version.stdout else GCC_FLAGS)
+    calls = CLANG_FLAGS if "clang" in version.stdout else GCC_FLAGS
+    return FLAGS + SANITIZERS[sanitizer] + (calls if sanitizer == "address" else [])
 
 
 def run(command: list[str]) -> None:
@@ -48,8 +51,11 @@ def run(command: list[str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which(compiler()) is None, reason=f"no C++ compiler {compiler()}")
-def test_kernels_under_sanitizers(tmp_path: Path) -> None:
-    flags = compiler_flags()
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_kernels(sanitizer: str, tmp_path: Path) -> None:
+    if sanitizer == "thread" and os.environ.get("FUSED_RNN_TEST_RACES") != "1":
+        pytest.skip("takes five minutes more; FUSED_RNN_TEST_RACES=1 runs it")
+    flags = compiler_flags(sanitizer)
 
     def compile_one(source: Path) -> str:
         target = str(tmp_path / f"{source.stem}.o")
@@ -59,5 +65,5 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, SOURCES))
     program = str(tmp_path / "kernels_test")
-    run([compiler(), "-fsanitize=address,undefined", *objects, "-o", program, "-pthread"])
+    run([compiler(), SANITIZERS[sanitizer][0], *objects, "-o", program, "-pthread"])
     run([program])
