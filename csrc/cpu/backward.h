@@ -9,8 +9,7 @@
 // The gradients of the weights are deltas^T x and deltas^T h_prev: the chunk's deltas are
 // transposed once, x and h_prev packed, and the sums go straight to where the caller wants them.
 // (Summing the transposed gradient instead spares the transposition of the deltas, but needs a
-// second copy of every gradient and its transposition in the end; for one step that took twice as
-// long.)
+// second copy of every gradient and its transposition in the end.)
 
 // Deltas of a chunk: few enough bytes to stay in cache, but at least as many rows as make the
 // products long.

@@ -32,7 +32,7 @@ class Barrier {
   }
 
  private:
-  static constexpr int kSpins = 1000;  // some 20 us
+  static constexpr int kSpins = 1000;  // tens of microseconds
 
   static void pause() {
 #if defined(__x86_64__)

