@@ -6,10 +6,8 @@
 // the chunk its deltas, still in cache, give the gradients of the weights and of x as large
 // products.
 //
-// The gradients of the weights are deltas^T x and deltas^T h_prev: the chunk's deltas are
-// transposed once, x and h_prev packed, and the sums go straight to where the caller wants them.
-// (Summing the transposed gradient instead spares the transposition of the deltas, but needs a
-// second copy of every gradient and its transposition in the end.)
+// The gradients of the weights are deltas^T x and deltas^T h_prev: the deltas are read as they lie,
+// x and h_prev are packed, and the sums go straight to where the caller wants them.
 
 // Deltas of a chunk: few enough bytes to stay in cache, but at least as many rows as make the
 // products long.
@@ -48,23 +46,25 @@ struct BackwardPlan {
   T* packed_ih = nullptr;
   Columns<T> ih{};  // w_ih, G*H deep
   T* packed_hr = nullptr;
-  Columns<T> hr{};             // w_hr, P deep
-  T* carry = nullptr;          // [B, O]
-  T* dc = nullptr;             // [B, H]
-  T* deltas = nullptr;         // [chunk_rows, kSums * H]
-  T* boundary = nullptr;       // [B, G*H]: deltas of the chunk before's last step
-  T* dp = nullptr;             // [chunk_rows, P]
-  T* h_full = nullptr;         // [chunk_rows, H]
-  const T** h_prev = nullptr;  // [chunk_rows]
-  T* x_columns = nullptr;      // x of the chunk, packed
-  T* h_columns = nullptr;      // h_prev of the chunk, packed
-  T* full_columns = nullptr;   // h_full of the chunk, packed
-  T* delta_rows = nullptr;     // [kSums * H, row_stride]: deltas of the chunk, transposed
-  T* dp_rows = nullptr;        // [P, row_stride]: dp of the chunk, transposed
-  int64_t row_stride = 0;
+  Columns<T> hr{};                 // w_hr, P deep
+  T* carry = nullptr;              // [B, O]
+  T* dc = nullptr;                 // [B, H]
+  T* deltas = nullptr;             // [chunk_rows, kSums * H], rows delta_stride() apart
+  T* boundary = nullptr;           // [B, G*H]: deltas of the chunk before's last step
+  T* dp = nullptr;                 // [chunk_rows, P]
+  T* h_full = nullptr;             // [chunk_rows, H]
+  const T** h_prev = nullptr;      // [chunk_rows]
+  T* x_columns = nullptr;          // x of the chunk, packed
+  T* h_columns = nullptr;          // h_prev of the chunk, packed
+  T* full_columns = nullptr;       // h_full of the chunk, packed
   BackwardRow<T>* rows = nullptr;  // [B] of each thread
 
-  int64_t delta_stride() const { return Cell::kSums * args.shape.H; }
+  // An odd number of cache lines: with a power of two, the rows of a column of deltas, which the
+  // gradients of the weights walk along, would fall on a few sets of the cache.
+  int64_t delta_stride() const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    return ((Cell::kSums * args.shape.H + kLine - 1) / kLine | 1) * kLine;
+  }
   int64_t depth() const { return Cell::kGates * args.shape.H; }
 };
 
@@ -81,15 +81,15 @@ struct BackwardStep {
     using V = Vec<T>;
     const BackwardRow<T>* const row_of = rows + row;
     V sum[R][NB][1];
-    const T* a[R];
+    RowsAnywhere<T, R> a;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      a[r] = kProjected ? row_of[r].dp : row_of[r].later;
+      a.row[r] = kProjected ? row_of[r].dp : row_of[r].later;
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) sum[r][b][0] = V::zero();
     }
     const Columns<T>& right = kProjected ? plan.hr : plan.hh;
-    multiply<R, NB, 1, InOrder<1>>(sum, a, K, right.at(block), right.k_stride, right.block_stride);
+    multiply<InOrder<1>>(sum, a, K, right.at(block), right.k_stride, right.block_stride);
     finish_tile(*this, row, block, sum);
   }
 
@@ -136,14 +136,14 @@ struct HiddenGradient {
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     Vec<T> sum[R][NB][1];
-    const T* a[R];
+    RowsAnywhere<T, R> a;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      a[r] = rows[row + r].later;
+      a.row[r] = rows[row + r].later;
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) sum[r][b][0] = Vec<T>::zero();
     }
-    multiply<R, NB, 1, InOrder<1>>(sum, a, K, hh.at(block), hh.k_stride, hh.block_stride);
+    multiply<InOrder<1>>(sum, a, K, hh.at(block), hh.k_stride, hh.block_stride);
     finish_tile(*this, row, block, sum);
   }
 
@@ -328,33 +328,33 @@ void pack_chunk(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, 
   });
 }
 
-// to[m][k] = from[k][m] for the given columns m and all K rows of a chunk's buffer.
+// grad[i] (+)= the sum of column i.
 template <typename T>
-void transpose_columns(const T* from, int64_t stride, int64_t K, Range columns, T* to,
-                       int64_t to_stride) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  for (int64_t strip = 0; strip < blocks_of<T>(K); ++strip) {
-    const int n = lanes_of<T>(strip, K);
-    const T* rows[kLanes] = {};
-    for (int j = 0; j < n; ++j) rows[j] = from + (strip * kLanes + j) * stride + columns.begin;
-    transpose_strip<false>(rows, n, columns.size(), to + columns.begin * to_stride + strip * kLanes,
-                           to_stride);
-  }
-}
-
-// grad[i] (+)= the sum of row i.
-template <typename T>
-void sum_rows(const T* rows, int64_t stride, int64_t K, int64_t count, T* grad, bool add) {
-  for (int64_t i = 0; i < count; ++i) {
-    const T* row = rows + i * stride;
-    Vec<T> sum = Vec<T>::zero();
-    for (int64_t block = 0; block < blocks_of<T>(K); ++block)
-      sum = sum + Vec<T>::load(row + block * Vec<T>::kLanes, lanes_of<T>(block, K));
-    T lanes[Vec<T>::kLanes];
-    sum.store(lanes);
-    T total = T(0);
-    for (const T lane : lanes) total += lane;
-    grad[i] = add ? grad[i] + total : total;
+void sum_columns(const T* rows, int64_t stride, int64_t K, int64_t count, T* grad, bool add) {
+  constexpr int kBlocks = 8;
+  for (int64_t block = 0; block < blocks_of<T>(count); block += kBlocks) {
+    const auto lanes = [&](int b) __attribute__((always_inline)) {
+      const int64_t left = count - (block + b) * Vec<T>::kLanes;
+      return left < 0 ? 0 : left < Vec<T>::kLanes ? static_cast<int>(left) : Vec<T>::kLanes;
+    };
+    const int64_t first = block * Vec<T>::kLanes;
+    Vec<T> sum[kBlocks];
+#pragma GCC unroll 8
+    for (int b = 0; b < kBlocks; ++b) {
+      sum[b] = add && lanes(b) > 0 ? Vec<T>::load(grad + first + b * Vec<T>::kLanes, lanes(b))
+                                   : Vec<T>::zero();
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      const T* row = rows + k * stride + first;
+#pragma GCC unroll 8
+      for (int b = 0; b < kBlocks; ++b) {
+        if (lanes(b) > 0) sum[b] = sum[b] + Vec<T>::load(row + b * Vec<T>::kLanes, lanes(b));
+      }
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < kBlocks; ++b) {
+      if (lanes(b) > 0) sum[b].store(grad + first + b * Vec<T>::kLanes, lanes(b));
+    }
   }
 }
 
@@ -363,50 +363,49 @@ template <typename Cell, typename T>
 void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int id, int team) {
   const BackwardArgs<T>& args = plan.args;
   const int64_t H = args.shape.H;
-  const int64_t D = plan.delta_stride();
+  const int64_t P = args.shape.P;
   const auto share_of_columns = [&](int64_t columns) {
     return columns_of<T>(share(blocks_of<T>(columns), team, id), columns);
   };
-  // Rows `from` of a transposed operand give rows of grad [.., N] from row `to` on.
-  const auto product = [&](const T* rows, Range from, const T* right, int64_t N, T* grad,
-                           int64_t to) {
+  // Columns `from` of a left-hand operand give rows of grad [.., N] from row `to` on.
+  const auto product = [&](const T* left, int64_t stride, Range from, const T* right, int64_t N,
+                           T* grad, int64_t to) {
     if (grad == nullptr) return;
-    multiply_matrices(Product<T>{rows + from.begin * plan.row_stride, plan.row_stride,
-                                 Columns<T>::packed(right, K), K, grad + to * N, N, N, add},
+    multiply_matrices(Product<T, true>{left + from.begin, stride, Columns<T>::packed(right, K), K,
+                                       grad + to * N, N, N, add},
                       from.size(), Range{0, blocks_of<T>(N)});
   };
 
-  const Range mine = share_of_columns(D);
-  if (mine.size() > 0) {
-    transpose_columns(plan.deltas, D, K, mine, plan.delta_rows, plan.row_stride);
-    int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
-    int64_t h_gates = 0;
-    for (const DeltaColumns& set : Cell::kColumns) {
-      const Range part{mine.begin > set.begin * H ? mine.begin : set.begin * H,
-                       mine.end < set.end * H ? mine.end : set.end * H};
-      if (part.size() > 0) {
-        const auto gradients = [&](int64_t gates, const T* right, int64_t N, T* w, T* b) {
-          const int64_t to = gates * H + part.begin - set.begin * H;
-          product(plan.delta_rows, part, right, N, w, to);
-          if (b != nullptr) {
-            sum_rows(plan.delta_rows + part.begin * plan.row_stride, plan.row_stride, K,
-                     part.size(), b + to, add);
-          }
-        };
-        if (set.x) gradients(x_gates, plan.x_columns, args.shape.I, args.grad_w_ih, args.grad_b_ih);
-        if (set.h)
-          gradients(h_gates, plan.h_columns, args.shape.hidden(), args.grad_w_hh, args.grad_b_hh);
+  const Range mine = share_of_columns(Cell::kSums * H);
+  int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
+  int64_t h_gates = 0;
+  for (const DeltaColumns& set : Cell::kColumns) {
+    const Range part{mine.begin > set.begin * H ? mine.begin : set.begin * H,
+                     mine.end < set.end * H ? mine.end : set.end * H};
+    if (part.size() > 0) {
+      const int64_t x_row = x_gates * H + part.begin - set.begin * H;
+      const int64_t h_row = h_gates * H + part.begin - set.begin * H;
+      const auto gradient = [&](const T* right, int64_t N, T* grad, int64_t to) {
+        product(plan.deltas, plan.delta_stride(), part, right, N, grad, to);
+      };
+      if (set.x) gradient(plan.x_columns, args.shape.I, args.grad_w_ih, x_row);
+      if (set.h) gradient(plan.h_columns, args.shape.hidden(), args.grad_w_hh, h_row);
+      T* const b_ih = set.x && args.grad_b_ih != nullptr ? args.grad_b_ih + x_row : nullptr;
+      T* const b_hh = set.h && args.grad_b_hh != nullptr ? args.grad_b_hh + h_row : nullptr;
+      T* const sums = b_ih != nullptr ? b_ih : b_hh;
+      if (sums != nullptr) {
+        sum_columns(plan.deltas + part.begin, plan.delta_stride(), K, part.size(), sums, add);
+        if (b_ih != nullptr && b_hh != nullptr)
+          __builtin_memcpy(b_hh, b_ih, static_cast<size_t>(part.size()) * sizeof(T));
       }
-      if (set.x) x_gates += set.end - set.begin;
-      if (set.h) h_gates += set.end - set.begin;
     }
+    if (set.x) x_gates += set.end - set.begin;
+    if (set.h) h_gates += set.end - set.begin;
   }
   if (args.grad_w_hr != nullptr) {
-    const Range projected = share_of_columns(args.shape.P);
-    if (projected.size() > 0) {
-      transpose_columns(plan.dp, args.shape.P, K, projected, plan.dp_rows, plan.row_stride);
-      product(plan.dp_rows, projected, plan.full_columns, H, args.grad_w_hr, projected.begin);
-    }
+    const Range projected = share_of_columns(P);
+    if (projected.size() > 0)
+      product(plan.dp, P, projected, plan.full_columns, H, args.grad_w_hr, projected.begin);
   }
 }
 
@@ -463,7 +462,6 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   if (plan.chunk_rows < kChunkRows) plan.chunk_rows = kChunkRows;
   if (plan.chunk_rows < shape.B) plan.chunk_rows = shape.B;
   if (plan.chunk_rows > plan.N) plan.chunk_rows = plan.N;
-  plan.row_stride = blocks_of<T>(plan.chunk_rows) * kLanes;
 
   const int64_t hidden_blocks = blocks_of<T>(O);
   const Split wanted = split_work<Cell, T>(shape, threads.limit);
@@ -490,8 +488,6 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
     plan.x_columns = arena.take<T>(blocks_of<T>(I) * kLanes * size);
     plan.h_columns = arena.take<T>(hidden_blocks * kLanes * size);
     plan.full_columns = arena.take<T>(P > 0 ? blocks_of<T>(H) * kLanes * size : 0);
-    plan.delta_rows = arena.take<T>(weights ? D * plan.row_stride : 0);
-    plan.dp_rows = arena.take<T>(weights ? P * plan.row_stride : 0);
     // Threads with different units of the same rows have tables of their own.
     plan.rows = arena.take<BackwardRow<T>>(wanted.units * shape.B);
     return arena.used();

@@ -90,10 +90,10 @@ struct ForwardStep {
         for (int r = 0; r < R; ++r) sum[r][b][s] = bias;
       }
     }
-    const T* x[R];
+    RowsAnywhere<T, R> x;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      x[r] = row_of[r].x;
+      x.row[r] = row_of[r].x;
       if (row_of[r].ahead != nullptr) {
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) {
@@ -105,16 +105,15 @@ struct ForwardStep {
         }
       }
     }
-    multiply<R, NB, kSums, typename Cell::XMap>(
-        sum, x, I, plan.x_panels + block * plan.args.shape.I * kGates * kLanes, kGates * kLanes,
-        plan.args.shape.I * kGates * kLanes);
+    multiply<typename Cell::XMap>(sum, x, I,
+                                  plan.x_panels + block * plan.args.shape.I * kGates * kLanes,
+                                  kGates * kLanes, plan.args.shape.I * kGates * kLanes);
     const int64_t hidden = plan.args.shape.hidden();
-    const T* h[R];
+    RowsAnywhere<T, R> h;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) h[r] = row_of[r].h_prev;
-    multiply<R, NB, kSums, typename Cell::HMap>(sum, h, hidden,
-                                                plan.h_panels + block * hidden * kGates * kLanes,
-                                                kGates * kLanes, hidden * kGates * kLanes);
+    for (int r = 0; r < R; ++r) h.row[r] = row_of[r].h_prev;
+    multiply<typename Cell::HMap>(sum, h, hidden, plan.h_panels + block * hidden * kGates * kLanes,
+                                  kGates * kLanes, hidden * kGates * kLanes);
 
     finish_tile(*this, row, block, sum);
   }
@@ -227,9 +226,11 @@ struct InputProducts {
         for (int r = 0; r < R; ++r) sum[r][b][g] = bias;
       }
     }
-    multiply<R, NB, kGates, InOrder<kGates>>(sum, x + row, I,
-                                             plan.x_panels + block * I * kGates * kLanes,
-                                             kGates * kLanes, I * kGates * kLanes);
+    RowsAnywhere<T, R> from;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) from.row[r] = x[row + r];
+    multiply<InOrder<kGates>>(sum, from, I, plan.x_panels + block * I * kGates * kLanes,
+                              kGates * kLanes, I * kGates * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       T* to = sums + (row + r) * plan.ahead_stride() + block * kGates * kLanes;
@@ -332,14 +333,14 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier&
     }
     if (shape.P > 0) {
       if (!mine.alone) barrier.wait(mine.team);
-      Product<T> project{plan.unprojected + mine.rows.begin * H,
-                         H,
-                         Columns<T>::packed(plan.projection, H),
-                         H,
-                         args.out + (step.offset + mine.rows.begin) * args.out_stride,
-                         args.out_stride,
-                         O,
-                         false};
+      const Product<T> project{plan.unprojected + mine.rows.begin * H,
+                               H,
+                               Columns<T>::packed(plan.projection, H),
+                               H,
+                               args.out + (step.offset + mine.rows.begin) * args.out_stride,
+                               args.out_stride,
+                               O,
+                               false};
       multiply_matrices(project, rows, mine.hidden);
     }
 
@@ -417,7 +418,7 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
       const int n = lanes_of<T>(block, shape.P);
       const T* rows[kLanes] = {};
       for (int j = 0; j < n; ++j) rows[j] = args.weights.w_hr + (block * kLanes + j) * H;
-      transpose_strip<true>(rows, n, H, plan.projection + block * H * kLanes, kLanes);
+      transpose_strip(rows, n, H, plan.projection + block * H * kLanes, kLanes);
     }
     barrier.wait(team);
 

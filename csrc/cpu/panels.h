@@ -32,7 +32,7 @@ void pack_gates(const T* w, int64_t gates, int64_t H, int64_t K, int64_t block, 
   for (int64_t g = 0; g < gates; ++g) {
     const T* rows[kLanes] = {};
     for (int j = 0; j < n; ++j) rows[j] = w + (g * H + block * kLanes + j) * K;
-    transpose_strip<true>(rows, n, K, to + g * kLanes, gates * kLanes);
+    transpose_strip(rows, n, K, to + g * kLanes, gates * kLanes);
   }
 }
 

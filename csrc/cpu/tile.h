@@ -19,21 +19,32 @@ constexpr int tile_blocks(int rows, int sums) {
 // Independent chains of additions wanted in flight: 4 cycles of latency times 2 a cycle.
 constexpr int kChains = 8;
 
-// sum[r][b][map(v)] += sum over k of rows[r][k] * panel[b * block_stride + k * k_stride + v lanes]
+// The left-hand operand of a tile of R rows: element k of row r. Rows lie anywhere,
+template <typename T, int R>
+struct RowsAnywhere {
+  const T* row[R];
+  FUSED_RNN_INLINE T at(int r, int64_t k) const { return row[r][k]; }
+};
+
+// or they are neighbouring columns of a row-major matrix, which is thus read as its transpose.
+template <typename T>
+struct RowsOfTranspose {
+  const T* column;
+  int64_t stride;
+  FUSED_RNN_INLINE T at(int r, int64_t k) const { return column[k * stride + r]; }
+};
+
+// sum[r][b][map(v)] += sum over k of a.at(r, k) * panel[b * block_stride + k * k_stride + v lanes]
 //
 // Map says which of kSums sums the v-th vector of the panel adds to. Where the tile has fewer
 // sums than the additions that the machine keeps in flight, k is cut into interleaved parts.
-template <int R, int NB, int kSums, typename Map, typename T>
-FUSED_RNN_INLINE void multiply(Vec<T> (&sum)[R][NB][kSums], const T* const* rows, int64_t K,
+template <typename Map, int R, int NB, int kSums, typename T, typename Rows>
+FUSED_RNN_INLINE void multiply(Vec<T> (&sum)[R][NB][kSums], const Rows& a, int64_t K,
                                const T* panel, int64_t k_stride, int64_t block_stride) {
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int NV = Map::kVectors;
   constexpr int kUsed = R * NB * NV;
   constexpr int kParts = kUsed * 4 <= kChains ? 4 : kUsed * 2 <= kChains ? 2 : 1;
-
-  const T* a[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) a[r] = rows[r];
 
   if constexpr (kParts == 1) {
     for (int64_t k = 0; k < K; ++k, panel += k_stride) {
@@ -46,7 +57,7 @@ FUSED_RNN_INLINE void multiply(Vec<T> (&sum)[R][NB][kSums], const T* const* rows
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Vec<T> x = Vec<T>::broadcast(a[r][k]);
+        const Vec<T> x = Vec<T>::broadcast(a.at(r, k));
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
@@ -65,7 +76,7 @@ FUSED_RNN_INLINE void multiply(Vec<T> (&sum)[R][NB][kSums], const T* const* rows
     const auto step = [&](int p, int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Vec<T> x = Vec<T>::broadcast(a[r][k + p]);
+        const Vec<T> x = Vec<T>::broadcast(a.at(r, k + p));
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8

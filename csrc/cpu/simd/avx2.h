@@ -12,6 +12,22 @@ FUSED_RNN_INLINE __m256d native_fma(__m256d a, __m256d b, __m256d c) {
   return _mm256_fmadd_pd(a, b, c);
 }
 
+// b where either is a NaN.
+FUSED_RNN_INLINE __m256 native_min(__m256 a, __m256 b) {
+  return _mm256_min_ps(a, b);
+}
+FUSED_RNN_INLINE __m256d native_min(__m256d a, __m256d b) {
+  return _mm256_min_pd(a, b);
+}
+FUSED_RNN_INLINE __m256 native_max(__m256 a, __m256 b) {
+  return _mm256_max_ps(a, b);
+}
+FUSED_RNN_INLINE __m256d native_max(__m256d a, __m256d b) {
+  return _mm256_max_pd(a, b);
+}
+
+constexpr bool kScales = false;  // no instruction for a 2^n
+
 FUSED_RNN_INLINE __m256i lane_mask(const float*, int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

@@ -12,6 +12,30 @@ FUSED_RNN_INLINE __m512d native_fma(__m512d a, __m512d b, __m512d c) {
   return _mm512_fmadd_pd(a, b, c);
 }
 
+// Of the zero-masking kind: the plain ones make GCC 12 warn of their own uninitialised operand.
+// b where either is a NaN.
+FUSED_RNN_INLINE __m512 native_min(__m512 a, __m512 b) {
+  return _mm512_maskz_min_ps(0xFFFF, a, b);
+}
+FUSED_RNN_INLINE __m512d native_min(__m512d a, __m512d b) {
+  return _mm512_maskz_min_pd(0xFF, a, b);
+}
+FUSED_RNN_INLINE __m512 native_max(__m512 a, __m512 b) {
+  return _mm512_maskz_max_ps(0xFFFF, a, b);
+}
+FUSED_RNN_INLINE __m512d native_max(__m512d a, __m512d b) {
+  return _mm512_maskz_max_pd(0xFF, a, b);
+}
+
+// a 2^n
+constexpr bool kScales = true;
+FUSED_RNN_INLINE __m512 native_scale(__m512 a, __m512 n) {
+  return _mm512_maskz_scalef_ps(0xFFFF, a, n);
+}
+FUSED_RNN_INLINE __m512d native_scale(__m512d a, __m512d n) {
+  return _mm512_maskz_scalef_pd(0xFF, a, n);
+}
+
 FUSED_RNN_INLINE __m512 load_partial(const float* p, int n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << n) - 1), p);
 }

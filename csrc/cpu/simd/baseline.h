@@ -10,6 +10,18 @@ FUSED_RNN_INLINE N native_fma(N a, N b, N c) {
   return a * b + c;
 }
 
+// b where either is a NaN.
+template <typename N>
+FUSED_RNN_INLINE N native_min(N a, N b) {
+  return a < b ? a : b;
+}
+template <typename N>
+FUSED_RNN_INLINE N native_max(N a, N b) {
+  return a > b ? a : b;
+}
+
+constexpr bool kScales = false;  // no instruction for a 2^n
+
 template <typename T>
 FUSED_RNN_INLINE typename NativeVector<T>::type load_partial(const T* p, int n) {
   typename NativeVector<T>::type v{};

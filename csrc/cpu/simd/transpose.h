@@ -1,5 +1,4 @@
-// Transposition of a strip of rows, the one data movement behind packed weights and transposed
-// operands of the weight gradients.
+// Transposition of a strip of rows: how weights in torch's layout become panels.
 
 #if defined(__clang__)
 #define FUSED_RNN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -34,12 +33,11 @@ FUSED_RNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   if constexpr (kRound * 2 < kLanes) transpose_square<T, kRound * 2>(rows);
 }
 
-// to[k * stride + j] = rows[j][k] for j < n <= kLanes, k < K; with kPad also zeros for
-// n <= j < kLanes. rows and to do not overlap.
-template <bool kPad, typename T>
+// to[k * stride + j] = rows[j][k] for j < n <= kLanes, k < K, and zeros for n <= j < kLanes. rows
+// and to do not overlap.
+template <typename T>
 void transpose_strip(const T* const* rows, int n, int64_t K, T* to, int64_t stride) {
   constexpr int kLanes = Vec<T>::kLanes;
-  const int width = kPad ? kLanes : n;
   int64_t k = 0;
   for (; k + kLanes <= K; k += kLanes) {
     Vec<T> square[kLanes];
@@ -47,10 +45,10 @@ void transpose_strip(const T* const* rows, int n, int64_t K, T* to, int64_t stri
     for (int j = 0; j < kLanes; ++j) square[j] = j < n ? Vec<T>::load(rows[j] + k) : Vec<T>::zero();
     transpose_square<T>(square);
 #pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) square[j].store(to + (k + j) * stride, width);
+    for (int j = 0; j < kLanes; ++j) square[j].store(to + (k + j) * stride);
   }
   for (; k < K; ++k) {
-    for (int j = 0; j < width; ++j) to[k * stride + j] = j < n ? rows[j][k] : T(0);
+    for (int j = 0; j < kLanes; ++j) to[k * stride + j] = j < n ? rows[j][k] : T(0);
   }
 }
 

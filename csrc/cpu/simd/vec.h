@@ -61,22 +61,7 @@ FUSED_RNN_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 // x limited to [lo, hi]. A NaN stays a NaN.
 template <typename T>
 FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T lo, T hi) {
-  const auto low = Vec<T>::broadcast(lo).v;
-  const auto high = Vec<T>::broadcast(hi).v;
-  const auto floored = x.v < low ? low : x.v;
-  return {floored > high ? high : floored};
-}
-
-// -|x|
-template <typename T>
-FUSED_RNN_INLINE Vec<T> negative_abs(Vec<T> x) {
-  return {x.v > typename Vec<T>::Native{} ? -x.v : x.v};
-}
-
-// b where a < 0, else c.
-template <typename T>
-FUSED_RNN_INLINE Vec<T> select_if_negative(Vec<T> a, Vec<T> b, Vec<T> c) {
-  return {a.v < typename Vec<T>::Native{} ? b.v : c.v};
+  return {native_max(Vec<T>::broadcast(lo).v, native_min(Vec<T>::broadcast(hi).v, x.v))};
 }
 
 // b where a <= 0, else c; c where a is a NaN.
