@@ -8,6 +8,7 @@ _fake.py, rules for batched derivatives in _vmap.py.
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,3 +96,12 @@ cell: CellOp = namespace.cell.default._op
 One step of one cell: input [B, I], states nothing or [h] or [h, c], each [B, H], params
 [w_ih, w_hh] or [w_ih, w_hh, b_ih, b_hh]. Returns [h'] or for "lstm" [h', c'].
 """
+
+direct_layer: Callable[[torch.nn.Module, object, object], Any] = extension.layer
+"""direct_layer(module, input, hx): the forward pass of a layer on plain dense input, without the
+dispatcher; None where anything but the CPU and autograd takes an interest in the call (modes,
+transforms, autocast, subclasses, profilers, tracers), for packed input, for dropout, and where the
+operator refuses."""
+
+direct_cell: Callable[[torch.nn.Module, object, object, str], Any] = extension.cell
+"""direct_cell(module, input, hx, cell): the same for a cell; `cell` is its name as above."""

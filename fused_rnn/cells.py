@@ -9,6 +9,7 @@ from torch.compiler import is_compiling
 
 from . import reference
 from ._ops import cell, cell_op
+from ._ops import direct_cell as direct
 from .dispatch import (
     DIFFERENTIABLE,
     Fused,
@@ -31,11 +32,14 @@ class _Cell(torch.nn.RNNCellBase, Fused):
         """As torch.nn's cell of the same name: arguments, results and errors."""
         if is_compiling():
             return self._traced(input, hx)
+        kind = self._cell()
+        results = direct(self, input, hx, kind)
+        if results is not None:
+            return results
         if not isinstance(input, Tensor):
             if isinstance(input, torch.fx.Proxy):
                 return symbolic_call(self, super().forward, input, hx)
             return super().forward(input, hx)
-        kind = self._cell()
         params = self._params()
         states = [] if hx is None else as_states(hx, kind)
         reason = obstacle(input, _RANKS, self.input_size, states, params)

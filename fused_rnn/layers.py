@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from . import reference
+from ._ops import direct_layer as direct
 from ._ops import sequence, sequence_op
 from .dispatch import (
     CELLS,
@@ -47,6 +48,9 @@ class _Layer(torch.nn.RNNBase, Fused):
         """
         if is_compiling():
             return self._traced(input, hx)
+        results = direct(self, input, hx)
+        if results is not None:
+            return results
         if type(input) is not Tensor:
             if isinstance(input, PackedSequence):
                 return self._packed(input, hx)

@@ -39,13 +39,6 @@ std::vector<at::Tensor> call_cell(const at::Tensor& input, at::TensorList states
   return op.call(input, states, params, name);
 }
 
-bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList params) {
-  if (!at::GradMode::is_enabled()) return false;
-  const auto requires_grad = [](const at::Tensor& t) { return t.requires_grad(); };
-  return input.requires_grad() || std::any_of(states.begin(), states.end(), requires_grad) ||
-         std::any_of(params.begin(), params.end(), requires_grad);
-}
-
 // The tensors of a call as saved: input, states, params, batch_sizes, reserve.
 struct Saved {
   variable_list all;
@@ -217,8 +210,7 @@ std::vector<at::Tensor> sequence_autograd(const at::Tensor& input, at::TensorLis
                                           std::string_view cell, int64_t num_layers,
                                           bool bidirectional) {
   if (needs_graph(input, states, params)) {
-    return SequenceFunction::apply(input, states, params, batch_sizes, cell, num_layers,
-                                   bidirectional);
+    return sequence_with_graph(input, states, params, batch_sizes, cell, num_layers, bidirectional);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return call_sequence(input, states, params, batch_sizes, cell, num_layers, bidirectional);
@@ -227,10 +219,33 @@ std::vector<at::Tensor> sequence_autograd(const at::Tensor& input, at::TensorLis
 std::vector<at::Tensor> cell_autograd(const at::Tensor& input, at::TensorList states,
                                       at::TensorList params, std::string_view cell) {
   if (needs_graph(input, states, params)) {
-    return CellFunction::apply(input, states, params, cell);
+    return cell_with_graph(input, states, params, cell);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return call_cell(input, states, params, cell);
+}
+
+}  // namespace
+
+bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList params) {
+  if (!at::GradMode::is_enabled()) return false;
+  const auto requires_grad = [](const at::Tensor& t) { return t.requires_grad(); };
+  return input.requires_grad() || std::any_of(states.begin(), states.end(), requires_grad) ||
+         std::any_of(params.begin(), params.end(), requires_grad);
+}
+
+std::vector<at::Tensor> sequence_with_graph(const at::Tensor& input, at::TensorList states,
+                                            at::TensorList params,
+                                            const OptionalTensor& batch_sizes,
+                                            std::string_view cell, int64_t num_layers,
+                                            bool bidirectional) {
+  return SequenceFunction::apply(input, states, params, batch_sizes, cell, num_layers,
+                                 bidirectional);
+}
+
+std::vector<at::Tensor> cell_with_graph(const at::Tensor& input, at::TensorList states,
+                                        at::TensorList params, std::string_view cell) {
+  return CellFunction::apply(input, states, params, cell);
 }
 
 TORCH_LIBRARY_IMPL(fused_rnn, Autograd, m) {
@@ -241,5 +256,4 @@ TORCH_LIBRARY_IMPL(fused_rnn, Autograd, m) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 
-}  // namespace
 }  // namespace fused_rnn

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "torch/direct.h"
 
 TORCH_LIBRARY(fused_rnn, m) {
   m.def(
@@ -118,4 +119,6 @@ PYBIND11_MODULE(_C, m) {
         "Run the kernels of this instruction set; None goes back to the environment or detection.");
   m.def("fma_rate", &fused_rnn::fma_rate, pybind11::arg("dtype"), pybind11::arg("seconds"),
         "GF/s of fused multiply-adds in registers, one thread: the peak of the active set.");
+  if (PyModule_AddFunctions(m.ptr(), fused_rnn::direct_methods) != 0)
+    throw pybind11::error_already_set();
 }

@@ -2,7 +2,7 @@
 
 #include "torch/ops.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/EmptyTensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -17,6 +17,11 @@ namespace {
 template <typename T>
 const T* data_or_null(const at::Tensor* tensor) {
   return tensor != nullptr && tensor->defined() ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+// Not through the dispatcher, which below the CPU key has nothing to add.
+at::Tensor empty(at::IntArrayRef sizes, const Problem& p) {
+  return at::detail::empty_cpu(sizes, p.input().scalar_type());
 }
 
 // The weights of a layer and direction, in the order in which the ops take them.
@@ -59,7 +64,7 @@ void run_forward(const Problem& p, const at::Tensor& output, const at::Tensor* h
       out = output.mutable_data_ptr<T>();
     } else {
       at::Tensor& buffer = inner[layer % 2];
-      if (!buffer.defined()) buffer = at::empty({p.N, width}, output.options());
+      if (!buffer.defined()) buffer = empty({p.N, width}, p);
       out = buffer.mutable_data_ptr<T>();
     }
     for (int64_t direction = 0; direction < p.D; ++direction) {
@@ -92,14 +97,13 @@ void run_forward(const Problem& p, const at::Tensor& output, const at::Tensor* h
 }
 
 std::vector<at::Tensor> forward(const Problem& p, bool train) {
-  const auto options = p.input().options();
   std::vector<at::Tensor> results;
   results.reserve(4);
-  results.push_back(at::empty(p.output_sizes(), options));
+  results.push_back(empty(p.output_sizes(), p));
   // A cell's new h is its output.
-  if (!p.single_cell) results.push_back(at::empty(p.state_sizes(0), options));
-  if (p.traits.has_state) results.push_back(at::empty(p.state_sizes(1), options));
-  if (train) results.push_back(at::empty({p.reserve_size()}, options));
+  if (!p.single_cell) results.push_back(empty(p.state_sizes(0), p));
+  if (p.traits.has_state) results.push_back(empty(p.state_sizes(1), p));
+  if (train) results.push_back(empty({p.reserve_size()}, p));
   const at::Tensor* hn = p.single_cell ? nullptr : &results[1];
   const at::Tensor* cn = p.traits.has_state ? &results[p.single_cell ? 1 : 2] : nullptr;
   const at::Tensor* reserve = train ? &results.back() : nullptr;
@@ -151,7 +155,7 @@ void run_backward(const Problem& p, Gradients& g) {
       grad_x = filled(g.input);
     } else if (wanted_up_to(p, g, layer - 1)) {
       at::Tensor& buffer = between[layer % 2];
-      if (!buffer.defined()) buffer = at::empty({p.N, width}, g.reserve.options());
+      if (!buffer.defined()) buffer = empty({p.N, width}, p);
       grad_x = buffer.mutable_data_ptr<T>();
     }
     for (int64_t direction = 0; direction < p.D; ++direction) {
@@ -218,12 +222,11 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   if (!p.single_cell) g.hn = given(next++, p.state_sizes(0), "gradient of hn");
   if (p.traits.has_state) g.cn = given(next++, p.state_sizes(1), "gradient of cn");
 
-  const auto options = p.input().options();
   next = 0;
   std::vector<at::Tensor> filled;
   const auto fill = [&](at::IntArrayRef sizes) {
     if (!wanted[next++]) return at::Tensor();
-    filled.push_back(at::empty(sizes, options));
+    filled.push_back(empty(sizes, p));
     return filled.back();
   };
   g.input = fill(p.input().sizes());

@@ -37,4 +37,14 @@ std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Te
                                       const at::Tensor& reserve, std::string_view cell,
                                       const Flags& wanted);
 
+// Whether a call must be recorded for a backward pass, and the ops that record it (autograd.cpp).
+bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList params);
+std::vector<at::Tensor> sequence_with_graph(const at::Tensor& input, at::TensorList states,
+                                            at::TensorList params,
+                                            const OptionalTensor& batch_sizes,
+                                            std::string_view cell, int64_t num_layers,
+                                            bool bidirectional);
+std::vector<at::Tensor> cell_with_graph(const at::Tensor& input, at::TensorList states,
+                                        at::TensorList params, std::string_view cell);
+
 }  // namespace fused_rnn
