@@ -26,6 +26,11 @@ def _same_kind(input: Tensor, *others: Sequence[Tensor | None]) -> None:
                 )
 
 
+def _kernel_type(input: Tensor) -> torch.dtype:
+    """What the kernels compute with: what a forward pass keeps for the backward pass has it."""
+    return torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+
+
 def _hidden_size(params: Sequence[Tensor], cell: str) -> int | SymInt:
     return params[0].shape[0] // TRAITS[cell].gates
 
@@ -79,7 +84,7 @@ def _sequence_train_shapes(
         rows = rows * size
     saved = num_layers * directions * rows * TRAITS[cell].saved * _hidden_size(params, cell)
     outputs = num_layers * rows * directions * params[1].shape[1]
-    results.append(input.new_empty((outputs + saved,)))
+    results.append(input.new_empty((outputs + saved,), dtype=_kernel_type(input)))
     return results
 
 
@@ -103,7 +108,7 @@ def _sequence_backward_shapes(
     bidirectional: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    _same_kind(input, grads, states, params, (reserve,))
+    _same_kind(input, grads, states, params)
     return _wanted_like([input, *states, *params], wanted)
 
 
@@ -120,7 +125,8 @@ def _cell_train_shapes(
 ) -> list[Tensor]:
     results = _cell_shapes(input, states, params, cell)
     blocks = 1 + TRAITS[cell].saved
-    results.append(input.new_empty((input.shape[0] * blocks * params[1].shape[1],)))
+    kept = (input.shape[0] * blocks * params[1].shape[1],)
+    results.append(input.new_empty(kept, dtype=_kernel_type(input)))
     return results
 
 
@@ -133,7 +139,7 @@ def _cell_backward_shapes(
     cell: str,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    _same_kind(input, grads, states, params, (reserve,))
+    _same_kind(input, grads, states, params)
     return _wanted_like([input, *states, *params], wanted)
 
 

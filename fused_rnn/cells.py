@@ -8,17 +8,22 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import reference
+from ._narrow import NARROW
 from ._ops import cell, cell_op
 from ._ops import direct_cell as direct
 from .dispatch import (
+    AHEAD,
+    AUTOCAST,
     DIFFERENTIABLE,
     Fused,
     as_states,
+    cell_ahead,
     cell_misfit,
     check_devices,
     obstacle,
     symbolic_call,
     traced_obstacle,
+    without_autocast,
 )
 
 _RANKS = (1, 2)
@@ -43,6 +48,8 @@ class _Cell(torch.nn.RNNCellBase, Fused):
         params = self._params()
         states = [] if hx is None else as_states(hx, kind)
         reason = obstacle(input, _RANKS, self.input_size, states, params)
+        if reason is None and input.dtype in NARROW and cell_ahead(input, params):
+            reason = AHEAD
         if reason is None:
             try:
                 return self._step(cell, input, states, params, kind)
@@ -52,6 +59,13 @@ class _Cell(torch.nn.RNNCellBase, Fused):
             check_devices(input, [*states, *params])
         elif reason in DIFFERENTIABLE and not cell_misfit(self, input, states, params, kind):
             return self._step(reference.cell, input, states, params, kind)
+        elif reason == AUTOCAST and (call := without_autocast(self, input, hx)):
+            input, hx, types = call
+            with torch.autocast("cpu", enabled=False):
+                results = _Cell.forward(self, input, hx)
+            if isinstance(results, Tensor):
+                return results.to(types[0])
+            return tuple(map(Tensor.to, results, types))
         return super().forward(input, hx)
 
     def _cell(self) -> str:

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._device import DeviceContext
 
+from ._narrow import NARROW, result_types, to_float, torch_is_ahead
 from ._ops import extension
 from ._traits import TRAITS
 
@@ -25,12 +26,14 @@ CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 """Types that hold their data themselves; any other subclass may compute in its own way."""
 
-DTYPES = frozenset({torch.float32, torch.float64})
+WIDE = frozenset({torch.float32, torch.float64})
+DTYPES = WIDE | NARROW
 
 TRANSFORM = "a torch.func transform is active, and the fused operators have no rule for those"
 FORWARD_AD = "forward-mode derivatives are taken, and the fused operators have no formula for them"
 TRACE = "torch.jit.trace is recording, and its record should hold torch's own operators"
 AUTOCAST = "autocast is on, and torch decides what it casts"
+AHEAD = "torch's own kernels for this type are faster at this size"
 MODE = "a __torch_function__ mode is active, and it may want to see torch's own functions"
 EXPORT = "torch.export is recording, and its program should run without this package"
 
@@ -99,7 +102,7 @@ def obstacle(
     if not input.is_cpu:
         return f"the input is on {input.device}, and the kernels are the CPU's"
     if input.dtype not in DTYPES:
-        return f"the input is {input.dtype}, and the kernels are for float32 and float64"
+        return f"the input is {input.dtype}, and the kernels are for floating point"
     shape = input.shape
     if len(shape) not in ranks:
         return f"the input has {len(shape)} dimensions"
@@ -108,6 +111,69 @@ def obstacle(
     if 0 in shape:
         return "the input is empty"
     return None
+
+
+def layer_ahead(
+    module: Any, input: Tensor, batch_sizes: Tensor | None, params: Sequence[Tensor]
+) -> bool:
+    """Whether torch's layer is faster than the kernels, for input of a narrow type.
+
+    Args:
+        module, input, batch_sizes, params: as of `layer_misfit`.
+    """
+    rows = input.numel() // input.shape[-1]
+    if batch_sizes is not None:
+        batch = input.shape[0] // len(batch_sizes)
+    elif input.dim() == 3:
+        batch = input.shape[0 if module.batch_first else 1]
+    else:
+        batch = 1
+    onednn = module.mode == "LSTM" and batch_sizes is None and not module.proj_size
+    return torch_is_ahead(input.dtype, params, rows, batch, onednn)
+
+
+def cell_ahead(input: Tensor, params: Sequence[Tensor]) -> bool:
+    """Whether torch's cell is faster than the kernels, for input of a narrow type."""
+    rows = input.numel() // input.shape[-1]
+    return torch_is_ahead(input.dtype, params, rows, rows, onednn=False)
+
+
+def without_autocast(module: Any, input: Any, hx: Any) -> tuple[Any, Any, list[torch.dtype]] | None:
+    """A call under autocast as one in float32 without it.
+
+    Returns:
+        input and hx in float32, and the types of h and, for an LSTM, c that torch would give; None
+        where torch's own implementation is to take the call.
+    """
+    is_layer = isinstance(module, torch.nn.RNNBase)
+    data = input.data if isinstance(input, PackedSequence) else input
+    batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
+    if not isinstance(data, Tensor) or data.numel() == 0:
+        return None
+    cell = CELLS[module.mode] if is_layer else module._cell()
+    states = as_states(hx, cell)
+    params = module._weights() if is_layer else module._params()
+    if type(data) not in PLAIN or not PLAIN.issuperset(map(type, [*states, *params])):
+        return None
+    onednn = is_layer and cell == "lstm" and batch_sizes is None
+    if onednn and not torch.backends.mkldnn.enabled:
+        return None
+    types = result_types(
+        data,
+        states,
+        params,
+        cell,
+        projected=is_layer and bool(module.proj_size),
+        onednn=onednn,
+    )
+    if types is None:
+        return None
+    narrow = data.to(torch.get_autocast_dtype("cpu"))
+    if layer_ahead(module, narrow, batch_sizes, params) if is_layer else cell_ahead(narrow, params):
+        return None
+    data = data.float()
+    input = data if batch_sizes is None else input._replace(data=data)
+    return input, to_float(hx), types
 
 
 def _foreign_mode() -> bool:
@@ -129,8 +195,8 @@ def traced_obstacle(input: Tensor, ranks: tuple[int, ...]) -> str | None:
         return AUTOCAST
     if input.device.type != "cpu":
         return f"the input is on {input.device}, and the kernels are the CPU's"
-    if input.dtype not in (torch.float32, torch.float64):
-        return f"the input is {input.dtype}, and the kernels are for float32 and float64"
+    if input.dtype not in WIDE:
+        return f"the input is {input.dtype}, and compiled calls are fused in float32 and float64"
     if input.dim() not in ranks:
         return f"the input has {input.dim()} dimensions"
     return None
@@ -404,6 +470,11 @@ def explain(module: torch.nn.Module, input: Any, hx: Any = None) -> Explanation:
 
     find = _explain_layer if is_layer else _explain_cell
     reason, misfit = find(module, input, hx)
+    if reason == AUTOCAST:
+        call = without_autocast(module, input, hx)
+        if call is not None:
+            with torch.autocast("cpu", enabled=False):
+                return explain(module, *call[:2])
     if misfit is not None and misfit.startswith(_ERROR):
         error = misfit.removeprefix(_ERROR)
         return Explanation("error", error, error)
@@ -436,6 +507,8 @@ def _explain_layer(module: Any, input: Any, hx: Any) -> tuple[str | None, str | 
     if reason == TRACE:
         return reason, None  # Sizes are values there, and looking at one is recorded.
     misfit = layer_misfit(module, input, batch_sizes, states, params)
+    if reason is None and input.dtype in NARROW and misfit is None:
+        reason = AHEAD if layer_ahead(module, input, batch_sizes, params) else None
     try:
         if batch_sizes is not None:
             check_packed(module, input, batch_sizes, states)
@@ -457,6 +530,8 @@ def _explain_cell(module: Any, input: Any, hx: Any) -> tuple[str | None, str | N
     if reason == TRACE:
         return reason, None
     misfit = cell_misfit(module, input, states, params, cell)
+    if reason is None and input.dtype in NARROW and misfit is None:
+        reason = AHEAD if cell_ahead(input, params) else None
     try:
         if misfit is not None:
             check_devices(input, [*states, *params])

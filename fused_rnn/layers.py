@@ -10,9 +10,12 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from . import reference
+from ._narrow import NARROW
 from ._ops import direct_layer as direct
 from ._ops import sequence, sequence_op
 from .dispatch import (
+    AHEAD,
+    AUTOCAST,
     CELLS,
     DIFFERENTIABLE,
     TRACE,
@@ -20,10 +23,12 @@ from .dispatch import (
     as_states,
     check_packed,
     check_weights,
+    layer_ahead,
     layer_misfit,
     obstacle,
     symbolic_call,
     traced_obstacle,
+    without_autocast,
 )
 from .functional import layers_with_dropout
 
@@ -62,6 +67,8 @@ class _Layer(torch.nn.RNNBase, Fused):
         # The same as as_states(), without its cost where there is no hx.
         states = [] if hx is None else as_states(hx, CELLS[self.mode])
         reason = obstacle(input, _DENSE, self.input_size, states, weights)
+        if reason is None and input.dtype in NARROW and layer_ahead(self, input, None, weights):
+            reason = AHEAD
         if reason is None:
             try:
                 return self._dense(sequence, input, states, weights)
@@ -71,7 +78,21 @@ class _Layer(torch.nn.RNNBase, Fused):
             check_weights(self, weights)
         elif reason in DIFFERENTIABLE and not layer_misfit(self, input, None, states, weights):
             return self._dense(reference.layers, input, states, weights)
+        elif reason == AUTOCAST and (call := without_autocast(self, input, hx)):
+            return self._under_autocast(*call)
         return super().forward(input, hx)
+
+    def _under_autocast(self, input: Any, hx: Any, types: list[torch.dtype]) -> Any:
+        """A call in float32 whose results get the types that they have under autocast."""
+        with torch.autocast("cpu", enabled=False):
+            output, finals = _Layer.forward(self, input, hx)
+        if isinstance(output, PackedSequence):
+            output = output._replace(data=output.data.to(types[0]))
+        else:
+            output = output.to(types[0])
+        if isinstance(finals, Tensor):
+            return output, finals.to(types[0])
+        return output, tuple(map(Tensor.to, finals, types))
 
     def _weights(self) -> list[Tensor]:
         """The parameters in the operators' order, as they are at this moment."""
@@ -139,6 +160,14 @@ class _Layer(torch.nn.RNNBase, Fused):
         weights = self._weights()
         states = as_states(hx, CELLS[self.mode])
         reason = obstacle(data, _PACKED, self.input_size, states, weights)
+        if (
+            reason is None
+            and data.dtype in NARROW
+            and layer_ahead(self, data, batch_sizes, weights)
+        ):
+            reason = AHEAD
+        if reason == AUTOCAST and (call := without_autocast(self, input, hx)):
+            return self._under_autocast(*call)
         layers: Callable[..., list[Tensor]] | None = None
         if reason is None:
             layers = sequence
@@ -200,8 +229,8 @@ class LSTM(_Layer, torch.nn.LSTM):
 
     Input [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence; hx a
     pair of h0 [L*D, B, P or H] and c0 [L*D, B, H], zeros where not given. Results: output,
-    (hn, cn). Float32 and float64 on the CPU are fused; `fused_rnn.explain` says what happens to a
-    call.
+    (hn, cn). Floating point of 16 to 64 bits is fused on the CPU; `fused_rnn.explain` says what
+    happens to a call.
     """
 
 
@@ -209,8 +238,8 @@ class GRU(_Layer, torch.nn.GRU):
     """torch.nn.GRU on fused kernels: the same constructor, parameters, arguments and results.
 
     Input [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence; hx
-    [L*D, B, H], zeros where not given. Results: output, hn. Float32 and float64 on the CPU are
-    fused; `fused_rnn.explain` says what happens to a call.
+    [L*D, B, H], zeros where not given. Results: output, hn. Floating point of 16 to 64 bits is
+    fused on the CPU; `fused_rnn.explain` says what happens to a call.
     """
 
 
@@ -219,6 +248,6 @@ class RNN(_Layer, torch.nn.RNN):
     results.
 
     Input [T, B, I], [B, T, I] with batch_first, [T, I] without a batch, or a PackedSequence; hx
-    [L*D, B, H], zeros where not given. Results: output, hn. Float32 and float64 on the CPU are
-    fused; `fused_rnn.explain` says what happens to a call.
+    [L*D, B, H], zeros where not given. Results: output, hn. Floating point of 16 to 64 bits is
+    fused on the CPU; `fused_rnn.explain` says what happens to a call.
     """

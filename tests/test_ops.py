@@ -162,9 +162,9 @@ BAD_SEQUENCES = {
     "input in float64": replaced(0, lambda x: x.double()),
     "input of integers": replaced(0, lambda x: x.long()),
     "input of complex numbers": replaced(0, lambda x: x.to(torch.complex64)),
-    "all in bfloat16": (
+    "all of complex numbers": (
         *(
-            [t.bfloat16() for t in a] if isinstance(a, list) else a.bfloat16()
+            [t.cfloat() for t in a] if isinstance(a, list) else a.cfloat()
             for a in sequence_arguments(GOOD, torch.float32)[:3]
         ),
         None,

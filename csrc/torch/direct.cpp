@@ -243,7 +243,8 @@ PyObject* layer(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   call.num_layers = module.number(names.num_layers);
   const int64_t dim = input->dim();
   if (!bidirectional || !batch_first || call.cell.empty() || (dim != 2 && dim != 3) ||
-      input->size(-1) != module.number(names.input_size) || input->numel() == 0)
+      input->size(-1) != module.number(names.input_size) || input->numel() == 0 ||
+      at::isReducedFloatingType(input->scalar_type()))
     Py_RETURN_NONE;
   call.bidirectional = *bidirectional;
   if (call.num_layers > 1 && module.flag(names.training) != false) {
@@ -290,6 +291,7 @@ PyObject* single_cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const Attributes module(arguments[0]);
   Call call{*input, {}, {}, text(arguments[3]), 1, false, true};
   if ((input->dim() != 1 && input->dim() != 2) || input->numel() == 0 ||
+      at::isReducedFloatingType(input->scalar_type()) ||
       input->size(-1) != module.number(Names::all().input_size) ||
       !take_states(arguments[2], call.cell == "lstm", surroundings, call.states) ||
       !take_cell_weights(module, surroundings, call.params))

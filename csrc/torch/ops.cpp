@@ -21,7 +21,13 @@ const T* data_or_null(const at::Tensor* tensor) {
 
 // Not through the dispatcher, which below the CPU key has nothing to add.
 at::Tensor empty(at::IntArrayRef sizes, const Problem& p) {
-  return at::detail::empty_cpu(sizes, p.input().scalar_type());
+  return at::detail::empty_cpu(sizes, p.compute);
+}
+
+// From the type of the kernels to that of the call's tensors.
+void round(std::vector<at::Tensor>& results, size_t count, const Problem& p) {
+  if (p.dtype == p.compute) return;
+  for (size_t i = 0; i < count; ++i) results[i] = results[i].to(p.dtype);
 }
 
 // The weights of a layer and direction, in the order in which the ops take them.
@@ -107,11 +113,12 @@ std::vector<at::Tensor> forward(const Problem& p, bool train) {
   const at::Tensor* hn = p.single_cell ? nullptr : &results[1];
   const at::Tensor* cn = p.traits.has_state ? &results[p.single_cell ? 1 : 2] : nullptr;
   const at::Tensor* reserve = train ? &results.back() : nullptr;
-  if (p.input().scalar_type() == at::kFloat) {
+  if (p.compute == at::kFloat) {
     run_forward<float>(p, results[0], hn, cn, reserve);
   } else {
     run_forward<double>(p, results[0], hn, cn, reserve);
   }
+  round(results, results.size() - (train ? 1 : 0), p);
   return results;
 }
 
@@ -204,18 +211,18 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   const size_t params = static_cast<size_t>(p.L * p.D * p.params_of_layer());
   TORCH_CHECK(wanted.size() == 1 + states + params, "Expected wanted to have ", 1 + states + params,
               " entries (input, states, parameters), got ", wanted.size());
-  p.check_like(reserve, {p.reserve_size()}, "reserve");
+  p.check(reserve, {p.reserve_size()}, p.compute, "reserve");
   const auto reserve_contiguous = reserve.expect_contiguous();
 
   Gradients g{*reserve_contiguous, {}, {}, {}, {}, {}, {}};
   const auto given = [&](size_t i, at::IntArrayRef sizes, const char* name) {
     const std::optional<at::Tensor> grad = grads.get(i);
     if (!grad.has_value() || !grad->defined()) return at::Tensor();
-    p.check_like(*grad, sizes, name);
+    p.check(*grad, sizes, p.dtype, name);
     // The dispatcher resolves these two kinds of lazy tensors in all arguments but lists of
     // optional ones.
     if (grad->_is_zerotensor()) return at::Tensor();
-    return grad->resolve_neg().contiguous();
+    return grad->resolve_neg().to(p.compute).contiguous();
   };
   size_t next = 0;
   g.out = given(next++, p.output_sizes(), "gradient of output");
@@ -234,11 +241,12 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   for (size_t i = 0; i < params; ++i)
     g.params.push_back(fill(p.param(static_cast<int64_t>(i)).sizes()));
 
-  if (p.input().scalar_type() == at::kFloat) {
+  if (p.compute == at::kFloat) {
     run_backward<float>(p, g);
   } else {
     run_backward<double>(p, g);
   }
+  round(filled, filled.size(), p);
   return filled;
 }
 

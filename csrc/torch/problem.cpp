@@ -29,12 +29,17 @@ int64_t product(std::initializer_list<int64_t> factors) {
 
 Problem::Problem(const at::Tensor& input, at::TensorList states, at::TensorList params,
                  std::string_view cell, int64_t num_layers, bool bidirectional)
-    : kind(kind_of(cell)), traits(cell_traits(kind)), L(num_layers), D(bidirectional ? 2 : 1) {
+    : kind(kind_of(cell)),
+      traits(cell_traits(kind)),
+      dtype(input.scalar_type()),
+      compute(at::isReducedFloatingType(dtype) ? at::kFloat : dtype),
+      L(num_layers),
+      D(bidirectional ? 2 : 1) {
   TORCH_CHECK(input.device().is_cpu(), "Expected input to be on the CPU, got ", input.device());
   TORCH_CHECK(input.layout() == at::kStrided, "Expected input to be dense, got layout ",
               input.layout());
-  TORCH_CHECK(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
-              "Expected input to be float32 or float64, got ", input.scalar_type());
+  TORCH_CHECK(compute == at::kFloat || compute == at::kDouble,
+              "Expected input to be float32, float64, float16 or bfloat16, got ", dtype);
   TORCH_CHECK(num_layers > 0, "Expected num_layers to be positive, got ", num_layers);
   const size_t expected = traits.has_state ? 2 : 1;
   TORCH_CHECK(states.empty() || states.size() == expected, "Expected no states or ", expected,
@@ -60,7 +65,12 @@ Problem::Problem(const at::Tensor& input, at::TensorList states, at::TensorList 
               "Expected w_hh to be [", traits.gates, " * hidden_size, ...], got ", w_hh.sizes());
   H = w_hh.size(0) / traits.gates;
   TORCH_CHECK(P < H || P == 0, "Expected a projection size below hidden_size ", H, ", got ", P);
-  input_ = input.expect_contiguous();
+  input_ = for_kernels(input);
+}
+
+c10::MaybeOwned<at::Tensor> Problem::for_kernels(const at::Tensor& tensor) const {
+  if (dtype == compute) return tensor.expect_contiguous();
+  return c10::MaybeOwned<at::Tensor>::owned(tensor.to(compute).contiguous());
 }
 
 Problem Problem::sequence(const at::Tensor& input, at::TensorList states, at::TensorList params,
@@ -122,9 +132,10 @@ Problem Problem::cell(const at::Tensor& input, at::TensorList states, at::Tensor
   return p;
 }
 
-void Problem::check_like(const at::Tensor& tensor, at::IntArrayRef sizes, const char* name) const {
-  TORCH_CHECK(tensor.scalar_type() == input_->scalar_type(), "Expected ", name,
-              " to have input's dtype ", input_->scalar_type(), ", got ", tensor.scalar_type());
+void Problem::check(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarType type,
+                    const char* name) const {
+  TORCH_CHECK(tensor.scalar_type() == type, "Expected ", name, " to have dtype ", type,
+              " for an input of dtype ", dtype, ", got ", tensor.scalar_type());
   TORCH_CHECK(tensor.device() == input_->device() && tensor.layout() == at::kStrided, "Expected ",
               name, " to be dense and on the CPU, got ", tensor.layout(), " on ", tensor.device());
   TORCH_CHECK(tensor.sizes() == sizes, "Expected ", name, " size ", sizes, ", got ",
@@ -135,8 +146,8 @@ void Problem::check_params(at::TensorList params) {
   TORCH_CHECK(I > 0, "Expected input size to be larger than 0, got input ", input_->sizes());
   const int64_t rows = traits.gates * H;
   const auto check = [&](size_t i, at::IntArrayRef sizes, const char* name) {
-    check_like(params[i], sizes, name);
-    params_.push_back(params[i].expect_contiguous());
+    this->check(params[i], sizes, dtype, name);
+    params_.push_back(for_kernels(params[i]));
   };
   size_t i = 0;
   for (int64_t layer = 0; layer < L; ++layer) {
@@ -155,8 +166,8 @@ void Problem::check_params(at::TensorList params) {
 void Problem::check_states(at::TensorList states) {
   constexpr const char* kNames[] = {"hidden[0]", "hidden[1]"};
   for (size_t i = 0; i < states.size(); ++i) {
-    check_like(states[i], state_sizes(i), kNames[i]);
-    states_.push_back(states[i].expect_contiguous());
+    check(states[i], state_sizes(i), dtype, kNames[i]);
+    states_.push_back(for_kernels(states[i]));
   }
 }
 

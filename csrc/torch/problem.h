@@ -13,8 +13,9 @@
 namespace fused_rnn {
 
 // One call: a stack of L layers in D directions over a dense or packed sequence, or a single cell,
-// which is one layer and one step. Refers to the tensors it was made from; holds contiguous copies
-// of those that were not.
+// which is one layer and one step. Refers to the tensors it was made from; holds copies of those
+// that were not contiguous, or are of a type that is stored but not computed with: float16 and
+// bfloat16 are computed with as float32, states included, and rounded once in the end.
 class Problem {
  public:
   // A sequence: input [T, B, I], or [N, I] with batch_sizes [T].
@@ -27,6 +28,8 @@ class Problem {
 
   CellKind kind;
   CellTraits traits;
+  at::ScalarType dtype;    // of the tensors
+  at::ScalarType compute;  // of the kernels and of the reserve
   int64_t L = 1, D = 1, T = 1, B = 0, N = 0, I = 0, H = 0, P = 0;
   bool bias = false;
   bool single_cell = false;
@@ -60,8 +63,9 @@ class Problem {
     return gates_offset(layer, direction) + N * H * traits.saved;
   }
 
-  // Checks that a tensor of the backward call has these sizes, and input's dtype and device.
-  void check_like(const at::Tensor& tensor, at::IntArrayRef sizes, const char* name) const;
+  // Checks that a tensor of the backward call has these sizes and this dtype, and is on the CPU.
+  void check(const at::Tensor& tensor, at::IntArrayRef sizes, at::ScalarType type,
+             const char* name) const;
 
  private:
   Problem(const at::Tensor& input, at::TensorList states, at::TensorList params,
@@ -71,6 +75,8 @@ class Problem {
   void check_params(at::TensorList params);
   void check_states(at::TensorList states);
   void check_total_size() const;
+  // A tensor as the kernels take it: contiguous and of the type that they compute with.
+  c10::MaybeOwned<at::Tensor> for_kernels(const at::Tensor& tensor) const;
 
   c10::MaybeOwned<at::Tensor> input_;
   c10::SmallVector<c10::MaybeOwned<at::Tensor>, 2> states_;

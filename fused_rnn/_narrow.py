@@ -1,0 +1,98 @@
+"""float16 and bfloat16: as the type of a module, and under torch.autocast on the CPU.
+
+The kernels convert both to float32, compute, keep the states in float32 and round the results once.
+
+Under autocast torch casts the weights and inputs of its products to the narrow type and lets type
+promotion decide the rest, so that the types of its results depend on the cell and on hx. There the
+whole call is computed in float32 from what was given, and the results get torch's types.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NARROW = frozenset({torch.float16, torch.bfloat16})
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the machine has instructions for products of bfloat16, which torch's oneDNN uses."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+_MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
+
+
+def torch_is_ahead(
+    dtype: torch.dtype, params: Sequence[Tensor], rows: int, batch: int, onednn: bool
+) -> bool:
+    """Whether torch's implementation is faster than converting to float32 and back.
+
+    That is so where the weights are large and used for a few rows only, and with instructions for
+    bfloat16 where the products of a step are large. The limits were measured on one core with
+    AVX-512 and bfloat16 dot products, as times torch's speed: LSTMCell H = 128, 1.3 to 1.9,
+    H = 512, 0.1 to 0.5; in bfloat16 LSTM H = 64, B = 16 is at 1.0 to 1.1, H = 128, B = 32 at 0.7,
+    GRU H = 128, B = 32 at 1.9 to 2.4, H = 256, B = 64 at 0.9 to 1.0.
+
+    Args:
+        dtype: float16 or bfloat16.
+        params: w_ih, w_hh and so on.
+        rows: of all steps.
+        batch: rows of a step.
+        onednn: for what torch computes with oneDNN, LSTMs on dense input.
+    """
+    weights = params[0].numel() + params[1].numel()
+    products = dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16
+    if weights > 1 << 18 and rows < (16 if products else 4):
+        return True
+    return products and weights * batch > (2 << 20 if onednn else 20 << 20)
+
+
+def result_types(
+    input: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    cell: str,
+    *,
+    projected: bool = False,
+    onednn: bool = False,
+) -> list[torch.dtype] | None:
+    """Types of h and, for "lstm", c that torch's module gives under the autocast that is on.
+
+    Args:
+        input: of a layer, its packed data, or of a cell.
+        states: none, [h] or [h, c].
+        params: of the module, in any order.
+        cell: the operators' name of the cell.
+        projected: for an LSTM with proj_size.
+        onednn: for what torch computes with oneDNN, LSTMs on dense input, when it can.
+
+    Returns:
+        None where something else than float32 weights and float32 or fast input is at work.
+    """
+    fast = torch.get_autocast_dtype("cpu")
+    common = (torch.float32, fast)
+    if fast not in NARROW or input.dtype not in common:
+        return None
+    kinds = {state.dtype for state in states} or {input.dtype}
+    if len(kinds) > 1 or any(param.dtype != torch.float32 for param in params):
+        return None
+    (kind,) = kinds
+    if kind not in common:
+        return None
+    if cell.startswith("rnn"):
+        return [fast]
+    if cell == "gru":
+        return [kind]
+    if onednn and fast == torch.bfloat16 and not projected:
+        return [fast, fast]
+    return [fast, kind] if projected else [kind, kind]
+
+
+def to_float(hx: Any) -> Any:
+    """hx of a module in float32."""
+    if hx is None:
+        return None
+    return hx.float() if isinstance(hx, Tensor) else tuple(state.float() for state in hx)

@@ -1,0 +1,263 @@
+"""float16 and bfloat16, as the type of a module and under autocast: torch's types, and errors no
+larger than torch's."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_rnn
+from cases import (
+    KINDS,
+    SMALL_CASES,
+    Case,
+    assert_close,
+    flatten,
+    module_call,
+    names_of,
+    one_thread,
+    run_with_grads,
+)
+from fused_rnn import _narrow
+
+NARROW = (torch.bfloat16, torch.float16)
+LAYERS = ("LSTM", "GRU", "RNN")
+MODULES = (*LAYERS, "LSTMCell", "GRUCell", "RNNCell")
+
+LAYER_CASES = tuple(
+    Case(kind, 7, 3, 5, 17, **more)
+    for kind in KINDS
+    for more in (
+        {},
+        {"hx": False, "bias": False},
+        {"L": 2, "bidirectional": True, "batch_first": True},
+        {"lengths": (7, 4, 1)},
+        {"lengths": (2, 7, 5), "L": 2},
+        *([{"P": 5}] if kind == "LSTM" else []),
+    )
+)
+
+
+def check_errors(names: Any, ours: Any, theirs: Any, exact: Any) -> None:
+    """Each of our results has torch's type and is at most as far from the exact one as torch's, or
+    as rounding it takes it."""
+    for name, one, other, truth in zip(names, ours, theirs, exact, strict=True):
+        assert one.dtype == other.dtype, name
+        error, torch_error = (
+            (result.double() - truth).abs().max().item() for result in (one, other)
+        )
+        rounding = torch.finfo(one.dtype).eps * truth.abs().max().item()
+        assert error <= 1.05 * torch_error + rounding, (name, error, torch_error, rounding)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
+def test_layers(case: Case, dtype: torch.dtype) -> None:
+    ours = case.module(fused_rnn, dtype)
+    theirs = case.module(torch.nn, dtype)
+    exact = case.module(torch.nn, torch.float64)
+    for other in (theirs, exact):
+        other.load_state_dict(ours.state_dict())
+    x, states = case.tensors(dtype)
+    way = fused_rnn.explain(ours, case.pack(x), case.hx_of(states))
+    assert way.way == "fused", way
+    # The random weights of the loss must be the same numbers in all three.
+    wide = run_of(case, exact, x.double(), [s.double() for s in states], dtype)
+    actual = run_of(case, ours, x, states, dtype)
+    with one_thread():
+        expected = run_of(case, theirs, x, states, dtype)
+    count = len(actual) - len(list(ours.parameters())) - len(states) - 1
+    names = names_of(count, [name for name, _ in ours.named_parameters()], len(states))
+    check_errors(names, actual, expected, wide)
+
+
+def run_of(case: Case, module: Any, x: Tensor, states: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Results and gradients, for a loss whose weights are drawn in `dtype`."""
+    leaves = [x.clone().requires_grad_(), *(s.clone().requires_grad_() for s in states)]
+    results = flatten(module_call(case, module)(leaves[0], leaves[1:]))
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(r.shape, generator=generator).to(dtype).to(r.dtype) for r in results]
+    grads = torch.autograd.grad(results, [*leaves, *module.parameters()], weights)
+    return [*(r.detach() for r in results), *grads]
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("name", MODULES[3:])
+@pytest.mark.parametrize("batched", [True, False])
+def test_cells(name: str, batched: bool, dtype: torch.dtype) -> None:
+    ours = getattr(fused_rnn, name)(5, 17, dtype=dtype)
+    theirs = getattr(torch.nn, name)(5, 17, dtype=dtype)
+    exact = getattr(torch.nn, name)(5, 17, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    exact.load_state_dict(ours.state_dict())
+    x, h = (torch.randn(*[3] * batched, width, dtype=dtype) for width in (5, 17))
+    hx = (h, h.neg()) if name == "LSTMCell" else h
+    wide = (h.double(), h.neg().double()) if name == "LSTMCell" else h.double()
+    assert fused_rnn.explain(ours, x, hx).way == "fused"
+    results = [flatten(call) for call in (ours(x, hx), theirs(x, hx), exact(x.double(), wide))]
+    check_errors(("h", "c")[: len(results[0])], *results)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("case", SMALL_CASES, ids=str)
+def test_operators(case: Case, dtype: torch.dtype) -> None:
+    layer = case.module(torch.nn, dtype)
+    x, states = case.tensors(dtype)
+    packed = case.pack(x)
+    rows, sizes = (packed, None) if case.lengths is None else (packed.data, packed.batch_sizes)
+    arguments = (rows, list(states), list(layer.parameters()), sizes)
+    settings = (case.cell, case.L, case.bidirectional)
+    ops = torch.ops.fused_rnn
+    # aot_dispatch compares gradients with tolerances for wide types.
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops.sequence.default, arguments + settings, test_utils=utilities)
+    torch.library.opcheck(ops.sequence_train.default, arguments + settings, test_utils=utilities)
+    *results, reserve = ops.sequence_train(*arguments, *settings)
+    assert reserve.dtype == torch.float32
+    wanted = [True] * (1 + len(states) + len(arguments[2]))
+    torch.library.opcheck(
+        ops.sequence_backward.default,
+        (results, *arguments, reserve, *settings, wanted),
+        test_utils=utilities,
+    )
+
+
+def test_second_derivatives() -> None:
+    layer = fused_rnn.GRU(3, 4, dtype=torch.bfloat16)
+    x = torch.randn(5, 2, 3, dtype=torch.bfloat16, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+    (again,) = torch.autograd.grad(grad.square().sum(), x)
+    assert again.dtype == torch.bfloat16
+    assert again.isfinite().all()
+
+
+@pytest.mark.parametrize("given", ["nothing", "float32", "narrow"])
+@pytest.mark.parametrize("input_is_narrow", [True, False])
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        *((name, False) for name in (*MODULES, "projected")),
+        *((n, True) for n in (*LAYERS, "projected")),
+    ],
+)
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_autocast(
+    dtype: torch.dtype, name: str, packed: bool, input_is_narrow: bool, given: str
+) -> None:
+    settings = {"proj_size": 4} if name == "projected" else {}
+    name = "LSTM" if name == "projected" else name
+    ours = getattr(fused_rnn, name)(5, 9, **settings)
+    theirs = getattr(torch.nn, name)(5, 9, **settings)
+    theirs.load_state_dict(ours.state_dict())
+    exact = getattr(torch.nn, name)(5, 9, dtype=torch.float64, **settings)
+    exact.load_state_dict(ours.state_dict())
+
+    x = torch.randn(*[6] * (name in LAYERS), 3, 5).to(dtype)
+    kind = dtype if given == "narrow" else torch.float32
+    widths = [settings.get("proj_size", 9), 9][: 1 + name.startswith("LSTM")]
+    states = [torch.randn(*[1] * (name in LAYERS), 3, w).to(dtype) for w in widths]
+
+    def arguments(x_type: torch.dtype, state_type: torch.dtype) -> Any:
+        rows: Any = x.to(x_type)
+        if packed:
+            rows = torch.nn.utils.rnn.pack_padded_sequence(rows, [6, 3, 2])
+        if given == "nothing":
+            return rows, None
+        hx = [state.to(state_type) for state in states]
+        return rows, tuple(hx) if len(hx) == 2 else hx[0]
+
+    call = arguments(dtype if input_is_narrow else torch.float32, kind)
+    truth = flatten(exact(*arguments(torch.float64, torch.float64)))
+    with torch.autocast("cpu", dtype):
+        assert fused_rnn.explain(ours, *call).way == "fused"
+        actual = flatten(ours(*call))
+        onednn = name == "LSTM" and not (packed or settings)
+        if onednn and dtype == torch.float16 and not input_is_narrow:
+            # torch has no kernel for these: "could not create a primitive descriptor".
+            with pytest.raises(RuntimeError):
+                theirs(*call)
+            assert all(result.dtype == actual[0].dtype for result in actual)
+            expected = actual
+        else:
+            expected = flatten(theirs(*call))
+    check_errors(("output", "hn", "cn")[: len(truth)], actual, expected, truth)
+    grads = torch.autograd.grad(
+        sum(result.float().sum() for result in actual), list(ours.parameters())
+    )
+    for grad, wide in zip(
+        grads,
+        torch.autograd.grad(sum(result.sum() for result in truth), list(exact.parameters())),
+        strict=True,
+    ):
+        assert_close("gradient", grad.double(), wide, 2e-2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_autocast_of_what_it_does_not_cast(name: str) -> None:
+    ours = getattr(fused_rnn, name)(5, 9, dtype=torch.float64)
+    theirs = getattr(torch.nn, name)(5, 9, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in fused_rnn.explain(ours, x)
+        for one, other in zip(flatten(ours(x)), flatten(theirs(x)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_mistakes_under_autocast() -> None:
+    for package in (torch.nn, fused_rnn):
+        layer = package.GRU(5, 9)
+        with torch.autocast("cpu", torch.bfloat16):
+            with pytest.raises(RuntimeError, match=r"input\.size"):
+                layer(torch.randn(6, 3, 4))
+            with pytest.raises(RuntimeError, match="Expected hidden size"):
+                layer(torch.randn(6, 3, 5), torch.randn(1, 2, 9))
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_torch_takes_what_it_is_faster_at(name: str, dtype: torch.dtype) -> None:
+    """Large weights for one row: converting them would take longer than the step."""
+    ours = getattr(fused_rnn, name)(700, 700, dtype=dtype)
+    theirs = getattr(torch.nn, name)(700, 700, dtype=dtype)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(*[1] * (name in LAYERS), 1, 700, dtype=dtype)
+    assert "faster" in fused_rnn.explain(ours, x)
+    with torch.no_grad():
+        for one, other in zip(flatten(ours(x)), flatten(theirs(x)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [torch.empty(4 * 128, 128)] * 2
+    for multiplies in (True, False):
+        monkeypatch.setattr(_narrow, "_MULTIPLIES_BFLOAT16", multiplies)
+        ahead = _narrow.torch_is_ahead(torch.bfloat16, weights, 3200, 32, onednn=True)
+        assert ahead == multiplies
+        assert not _narrow.torch_is_ahead(torch.float16, weights, 3200, 32, onednn=True)
+
+
+def test_results_are_rounded_once() -> None:
+    """States stay in float32 from step to step: a small input is not lost beside a large state."""
+    rnn = fused_rnn.RNN(1, 1, nonlinearity="relu", bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for weight in rnn.parameters():
+            weight.fill_(1)
+    x = torch.full((257, 1, 1), 1.0, dtype=torch.bfloat16)
+    # 256 + 1 is 256 in bfloat16, and 257 steps of one would stop there.
+    assert rnn(x)[1].item() == torch.tensor(257.0).bfloat16().item()
+    assert rnn(torch.cat([x, x]))[1].item() == torch.tensor(514.0).bfloat16().item()
+
+
+def test_functional() -> None:
+    case = Case("LSTM", 4, 2, 3, 5)
+    layer = case.module(torch.nn, torch.bfloat16)
+    x, states = case.tensors(torch.bfloat16)
+    results = run_with_grads(
+        lambda x, s: fused_rnn.functional.lstm(x, list(layer.parameters()), tuple(s)),
+        x,
+        states,
+        list(layer.parameters()),
+    )
+    assert all(result.dtype == torch.bfloat16 for result in results)
