@@ -5,8 +5,6 @@ both are called again: same results, same gradients.
 """
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -545,67 +543,3 @@ def test_weight_drop(name: str) -> None:
     for _ in range(2):
         assert_same(ours, theirs, x)
         ours.eval(), theirs.eval()
-
-
-HOGWILD = """
-import sys
-import torch
-import torch.multiprocessing as mp
-import fused_rnn
-
-NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
-
-def results_of(module, name, x):
-    results = module(x[0] if name.endswith("Cell") else x)
-    while isinstance(results, tuple):
-        results = results[0]
-    return results
-
-def work(rank, models, x, barrier):
-    torch.set_num_threads(1)
-    before = {name: results_of(model, name, x).detach() for name, model in models.items()}
-    barrier.wait()
-    for name, model in models.items():
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        for _ in range(5):
-            optimizer.zero_grad()
-            results_of(model, name, x).square().sum().backward()
-            optimizer.step()
-    barrier.wait()
-    # Both processes compute with what both have made of the weights.
-    for name, model in models.items():
-        plain = getattr(torch.nn, name)(4, 6, dtype=torch.float64)
-        plain.load_state_dict(model.state_dict())
-        result, expected = results_of(model, name, x), results_of(plain, name, x)
-        assert (result - expected).abs().max() <= 1e-10, name
-        assert (result - before[name]).abs().max() > 1e-3, name
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    models = {name: getattr(fused_rnn, name)(4, 6, dtype=torch.float64) for name in NAMES}
-    for model in models.values():
-        model.share_memory()
-    x = torch.randn(5, 3, 4, dtype=torch.float64)
-    before = {name: results_of(model, name, x).detach() for name, model in models.items()}
-    barrier = mp.get_context("fork").Barrier(2)
-    mp.start_processes(work, (models, x, barrier), nprocs=2, start_method="fork")
-    for name, model in models.items():
-        plain = getattr(torch.nn, name)(4, 6, dtype=torch.float64)
-        plain.load_state_dict(model.state_dict())
-        result, expected = results_of(model, name, x), results_of(plain, name, x)
-        assert (result - expected).abs().max() <= 1e-10, name
-        assert (result - before[name]).abs().max() > 1e-3, name
-    print("hogwild done")
-"""
-
-
-def test_hogwild(tmp_path: Any) -> None:
-    """Two processes train the same shared weights; they and the parent see every step."""
-    script = tmp_path / "hogwild.py"
-    script.write_text(HOGWILD)
-    result = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "hogwild done" in result.stdout
