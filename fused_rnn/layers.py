@@ -78,9 +78,8 @@ class _Layer(torch.nn.RNNBase, Fused):
         # torch then stores the computed weights in it, which keeps their graph alive and makes the
         # module impossible to copy, so here they are only read: exactly as often as torch reads
         # them, because reading one may draw random numbers or advance a power iteration.
-        if (
-            len(parameters) != len(weights) or not all(map(is_, parameters.values(), weights))
-        ) and self._weights_have_changed():
+        current = len(parameters) == len(weights) and all(map(is_, parameters.values(), weights))
+        if not current and self._weights_have_changed():  # type: ignore[no-untyped-call]
             weights = [
                 getattr(self, name) if hasattr(self, name) else None
                 for name in self._flat_weights_names

@@ -19,15 +19,15 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils import _pytree as pytree
 
 import fused_rnn
-from cases import TOLERANCE, assert_close, flatten
+from cases import TOLERANCE, assert_close, flatten, one_thread
 
 common_modules = pytest.importorskip(
     "torch.testing._internal.common_modules",
     reason="torch's test data needs the package expecttest",
 )
 common_utils = pytest.importorskip("torch.testing._internal.common_utils")
-# Importing those forbids to set torch.backends' flags from then on; the other tests may want to.
-vars(torch.backends)["__allow_nonbracketed_mutation_flag"] = True
+# Importing those forbids to set torch.backends' flags from then on, for every other test too.
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 CLASSES = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 INFOS = {
@@ -325,7 +325,8 @@ def check_derivatives(name: str, check: Any, every: int = 1, **settings: Any) ->
             arguments = with_leaves(call, leaves[:count])
             return tuple(flatten(torch.func.functional_call(module, weights, arguments)))
 
-        assert check(function, (*inputs, *params), nondet_tol=0.0, fast_mode=True, **settings)
+        with one_thread():
+            assert check(function, (*inputs, *params), nondet_tol=0.0, fast_mode=True, **settings)
 
 
 @torchs_jvp_may_warn
