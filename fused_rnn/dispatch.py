@@ -501,7 +501,7 @@ def _explain_layer(module: Any, input: Any, hx: Any) -> tuple[str | None, str | 
     if not isinstance(input, Tensor):
         return f"the input is a {type(input).__name__}, not a plain tensor", None
     states = as_states(hx, CELLS[module.mode])
-    params = [getattr(module, name) for name in module._flat_weights_names]
+    params = module._weights()
     ranks = (2, 3) if batch_sizes is None else (2,)
     reason = obstacle(input, ranks, module.input_size, states, params)
     if reason == TRACE:

@@ -101,9 +101,14 @@ class _Layer(torch.nn.RNNBase, Fused):
         # As long as torch's list holds the registered parameters, and nothing else is registered,
         # it is up to date. In functional calls, with pruning and with parametrizations it is not;
         # torch then stores the computed weights in it, which keeps their graph alive and makes the
-        # module impossible to copy, so here they are only read.
-        if len(parameters) != len(weights) or not all(map(is_, parameters.values(), weights)):
-            weights = [getattr(self, name, None) for name in self._flat_weights_names]
+        # module impossible to copy, so here they are only read: exactly as often as torch reads
+        # them, because reading one may draw random numbers or advance a power iteration.
+        current = len(parameters) == len(weights) and all(map(is_, parameters.values(), weights))
+        if not current and self._weights_have_changed():  # type: ignore[no-untyped-call]
+            weights = [
+                getattr(self, name) if hasattr(self, name) else None
+                for name in self._flat_weights_names
+            ]
         return weights  # type: ignore[no-any-return]
 
     def _dense(
