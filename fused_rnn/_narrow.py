@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 NARROW = frozenset({torch.float16, torch.bfloat16})
 
@@ -25,9 +26,7 @@ def _multiplies_bfloat16() -> bool:
 _MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
 
 
-def torch_is_ahead(
-    dtype: torch.dtype, params: Sequence[Tensor], rows: int, batch: int, onednn: bool
-) -> bool:
+def torch_is_ahead(dtype: torch.dtype, weights: int, rows: int, batch: int, onednn: bool) -> bool:
     """Whether torch's implementation is faster than converting to float32 and back.
 
     That is so where the weights are large and used for a few rows only, and with instructions for
@@ -38,12 +37,11 @@ def torch_is_ahead(
 
     Args:
         dtype: float16 or bfloat16.
-        params: w_ih, w_hh and so on.
+        weights: number of weights of a layer in one direction.
         rows: of all steps.
         batch: rows of a step.
         onednn: for what torch computes with oneDNN, LSTMs on dense input.
     """
-    weights = params[0].numel() + params[1].numel()
     products = dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16
     if weights > 1 << 18 and rows < (16 if products else 4):
         return True
@@ -91,8 +89,19 @@ def result_types(
     return [fast, kind] if projected else [kind, kind]
 
 
-def to_float(hx: Any) -> Any:
-    """hx of a module in float32."""
-    if hx is None:
-        return None
-    return hx.float() if isinstance(hx, Tensor) else tuple(state.float() for state in hx)
+def with_types(results: Any, types: Sequence[torch.dtype]) -> Any:
+    """The results of a module with h and c of the given types.
+
+    Args:
+        results: of a layer, output and hn or (hn, cn); of a cell, h or (h, c).
+        types: of h and, for an LSTM, of c.
+    """
+    if isinstance(results, Tensor):
+        return results.to(types[0])
+    if isinstance(results, PackedSequence):
+        return results._replace(data=results.data.to(types[0]))
+    first, second = results
+    if isinstance(second, tuple):
+        return with_types(first, types), with_types(second, types)
+    # hn of a layer has the type of its output, c of a cell one of its own.
+    return with_types(first, types), second.to(types[-1])

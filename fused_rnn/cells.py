@@ -8,22 +8,23 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import reference
-from ._narrow import NARROW
+from ._narrow import with_types
 from ._ops import cell, cell_op
 from ._ops import direct_cell as direct
 from .dispatch import (
-    AHEAD,
     AUTOCAST,
     DIFFERENTIABLE,
+    OVERCOME,
+    PLAIN,
     Fused,
     as_states,
+    autocast_types,
     cell_ahead,
     cell_misfit,
     check_devices,
     obstacle,
     symbolic_call,
     traced_obstacle,
-    without_autocast,
 )
 
 _RANKS = (1, 2)
@@ -45,28 +46,45 @@ class _Cell(torch.nn.RNNCellBase, Fused):
             if isinstance(input, torch.fx.Proxy):
                 return symbolic_call(self, super().forward, input, hx)
             return super().forward(input, hx)
-        params = self._params()
         states = [] if hx is None else as_states(hx, kind)
-        reason = obstacle(input, _RANKS, self.input_size, states, params)
-        if reason is None and input.dtype in NARROW and cell_ahead(input, params):
-            reason = AHEAD
-        if reason is None:
-            try:
-                return self._step(cell, input, states, params, kind)
-            except RuntimeError:
-                if cell_misfit(self, input, states, params, kind) is None:
-                    raise
-            check_devices(input, [*states, *params])
-        elif reason in DIFFERENTIABLE and not cell_misfit(self, input, states, params, kind):
-            return self._step(reference.cell, input, states, params, kind)
-        elif reason == AUTOCAST and (call := without_autocast(self, input, hx)):
-            input, hx, types = call
-            with torch.autocast("cpu", enabled=False):
-                results = _Cell.forward(self, input, hx)
-            if isinstance(results, Tensor):
-                return results.to(types[0])
-            return tuple(map(Tensor.to, results, types))
+        reason = obstacle(input, _RANKS, self.input_size, states)
+        if reason in OVERCOME and not cell_ahead(self, input, reason):
+            results = self._try(reason, input, states, self._params(), kind)
+            if results is not None:
+                return results
         return super().forward(input, hx)
+
+    def _try(
+        self,
+        reason: str | None,
+        input: Tensor,
+        states: list[Tensor],
+        params: list[Tensor],
+        kind: str,
+    ) -> Any:
+        """The results of a call with this obstacle; None where torch is to take it."""
+        if reason == AUTOCAST:
+            types = autocast_types(self, input, None, states, params)
+            if types is None:
+                return None
+            with torch.autocast("cpu", enabled=False):
+                input, states = input.float(), [state.float() for state in states]
+                reason = obstacle(input, _RANKS, self.input_size, states)
+                results = self._try(reason, input, states, params, kind)
+            return None if results is None else with_types(results, types)
+        if reason in DIFFERENTIABLE:
+            if cell_misfit(self, input, states, params, kind):
+                return None
+            return self._step(reference.cell, input, states, params, kind)
+        if reason is not None or not PLAIN.issuperset(map(type, params)):
+            return None
+        try:
+            return self._step(cell, input, states, params, kind)
+        except RuntimeError:
+            if cell_misfit(self, input, states, params, kind) is None:
+                raise
+        check_devices(input, [*states, *params])
+        return None
 
     def _cell(self) -> str:
         """The operators' name of the cell."""

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._device import DeviceContext
 
-from ._narrow import NARROW, result_types, to_float, torch_is_ahead
+from ._narrow import NARROW, result_types, torch_is_ahead
 from ._ops import extension
 from ._traits import TRAITS
 
@@ -39,6 +39,9 @@ EXPORT = "torch.export is recording, and its program should run without this pac
 
 DIFFERENTIABLE = frozenset({TRANSFORM, FORWARD_AD})
 """Obstacles that the differentiable reference overcomes and torch.nn does not always."""
+
+OVERCOME = DIFFERENTIABLE | {None, AUTOCAST}
+"""What `obstacle` says of calls that need not go to torch."""
 
 _transforming = torch._C._are_functorch_transforms_active
 _tracing = torch._C._is_tracing
@@ -72,7 +75,7 @@ def obstacle(
     ranks: tuple[int, ...],
     input_size: int,
     states: Sequence[Tensor],
-    params: Sequence[Tensor],
+    params: Sequence[Tensor] = (),
 ) -> str | None:
     """Why a call cannot be fused, None where nothing speaks against it.
 
@@ -80,7 +83,9 @@ def obstacle(
         input: the input, packed data included.
         ranks: numbers of dimensions that input may have.
         input_size: what its last dimension must be.
-        states, params: as the operators take them.
+        states: as the operators take them.
+        params: likewise, or none: reading a module's weights may compute them and advance a random
+            generator, which should not happen twice where torch reads them as well.
     """
     if _transforming():
         return TRANSFORM
@@ -113,67 +118,71 @@ def obstacle(
     return None
 
 
-def layer_ahead(
-    module: Any, input: Tensor, batch_sizes: Tensor | None, params: Sequence[Tensor]
-) -> bool:
-    """Whether torch's layer is faster than the kernels, for input of a narrow type.
+def _narrow_type(input: Tensor, reason: str | None) -> torch.dtype | None:
+    """The narrow type that torch would multiply in, None where it would not."""
+    dtype = torch.get_autocast_dtype("cpu") if reason == AUTOCAST else input.dtype
+    return dtype if dtype in NARROW else None
+
+
+def layer_ahead(module: Any, input: Tensor, batch_sizes: Tensor | None, reason: str | None) -> bool:
+    """Whether torch's layer multiplies in a narrow type and is faster than the kernels.
 
     Args:
-        module, input, batch_sizes, params: as of `layer_misfit`.
+        module, input, batch_sizes: as of `layer_misfit`.
+        reason: what `obstacle` said.
     """
-    rows = input.numel() // input.shape[-1]
+    dtype = _narrow_type(input, reason)
+    if dtype is None:
+        return False
+    rows = input.numel() // max(input.shape[-1], 1)
     if batch_sizes is not None:
-        batch = input.shape[0] // len(batch_sizes)
+        batch = rows // max(len(batch_sizes), 1)
     elif input.dim() == 3:
         batch = input.shape[0 if module.batch_first else 1]
     else:
         batch = 1
+    gates = TRAITS[CELLS[module.mode]].gates
+    weights = gates * module.hidden_size * (module.input_size + module.hidden_size)
     onednn = module.mode == "LSTM" and batch_sizes is None and not module.proj_size
-    return torch_is_ahead(input.dtype, params, rows, batch, onednn)
+    return torch_is_ahead(dtype, weights, rows, batch, onednn)
 
 
-def cell_ahead(input: Tensor, params: Sequence[Tensor]) -> bool:
-    """Whether torch's cell is faster than the kernels, for input of a narrow type."""
-    rows = input.numel() // input.shape[-1]
-    return torch_is_ahead(input.dtype, params, rows, rows, onednn=False)
+def cell_ahead(module: Any, input: Tensor, reason: str | None) -> bool:
+    """The same of a cell."""
+    dtype = _narrow_type(input, reason)
+    if dtype is None:
+        return False
+    rows = input.numel() // max(input.shape[-1], 1)
+    gates = TRAITS[module._cell()].gates
+    weights = gates * module.hidden_size * (module.input_size + module.hidden_size)
+    return torch_is_ahead(dtype, weights, rows, rows, onednn=False)
 
 
-def without_autocast(module: Any, input: Any, hx: Any) -> tuple[Any, Any, list[torch.dtype]] | None:
-    """A call under autocast as one in float32 without it.
+def autocast_types(
+    module: Any,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+) -> list[torch.dtype] | None:
+    """Types that torch gives h and, for an LSTM, c under the autocast that is on.
+
+    Args:
+        module: a layer or a cell.
+        input, batch_sizes, states, params: as of `layer_misfit`; batch_sizes None for a cell.
 
     Returns:
-        input and hx in float32, and the types of h and, for an LSTM, c that torch would give; None
-        where torch's own implementation is to take the call.
+        None where torch's own implementation is to take the call.
     """
+    if not PLAIN.issuperset(map(type, [input, *states, *params])) or input.numel() == 0:
+        return None
     is_layer = isinstance(module, torch.nn.RNNBase)
-    data = input.data if isinstance(input, PackedSequence) else input
-    batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
-    if not isinstance(data, Tensor) or data.numel() == 0:
-        return None
     cell = CELLS[module.mode] if is_layer else module._cell()
-    states = as_states(hx, cell)
-    params = module._weights() if is_layer else module._params()
-    if type(data) not in PLAIN or not PLAIN.issuperset(map(type, [*states, *params])):
-        return None
     onednn = is_layer and cell == "lstm" and batch_sizes is None
     if onednn and not torch.backends.mkldnn.enabled:
         return None
-    types = result_types(
-        data,
-        states,
-        params,
-        cell,
-        projected=is_layer and bool(module.proj_size),
-        onednn=onednn,
-    )
-    if types is None:
-        return None
-    narrow = data.to(torch.get_autocast_dtype("cpu"))
-    if layer_ahead(module, narrow, batch_sizes, params) if is_layer else cell_ahead(narrow, params):
-        return None
-    data = data.float()
-    input = data if batch_sizes is None else input._replace(data=data)
-    return input, to_float(hx), types
+    projected = is_layer and bool(module.proj_size)
+    return result_types(input, states, params, cell, projected=projected, onednn=onednn)
 
 
 def _foreign_mode() -> bool:
@@ -471,10 +480,10 @@ def explain(module: torch.nn.Module, input: Any, hx: Any = None) -> Explanation:
     find = _explain_layer if is_layer else _explain_cell
     reason, misfit = find(module, input, hx)
     if reason == AUTOCAST:
-        call = without_autocast(module, input, hx)
-        if call is not None:
+        wide = _without_autocast(module, input, hx)
+        if wide is not None:
             with torch.autocast("cpu", enabled=False):
-                return explain(module, *call[:2])
+                return explain(module, *wide)
     if misfit is not None and misfit.startswith(_ERROR):
         error = misfit.removeprefix(_ERROR)
         return Explanation("error", error, error)
@@ -493,6 +502,21 @@ def explain(module: torch.nn.Module, input: Any, hx: Any = None) -> Explanation:
 _ERROR = "raises "
 
 
+def _without_autocast(module: Any, input: Any, hx: Any) -> tuple[Any, Any] | None:
+    """input and hx as they are computed with where autocast is no obstacle."""
+    packed = isinstance(input, PackedSequence)
+    data, batch_sizes = (input.data, input.batch_sizes) if packed else (input, None)
+    is_layer = isinstance(module, torch.nn.RNNBase)
+    states = as_states(hx, CELLS[module.mode] if is_layer else module._cell())
+    params = module._weights() if is_layer else module._params()
+    if autocast_types(module, data, batch_sizes, states, params) is None:
+        return None
+    data = data.float()
+    wide = [state.float() for state in states]
+    hx = None if hx is None else tuple(wide) if len(wide) > 1 else wide[0]
+    return input._replace(data=data) if packed else data, hx
+
+
 def _explain_layer(module: Any, input: Any, hx: Any) -> tuple[str | None, str | None]:
     """`obstacle` and misfit of a layer's call."""
     batch_sizes = None
@@ -507,8 +531,8 @@ def _explain_layer(module: Any, input: Any, hx: Any) -> tuple[str | None, str | 
     if reason == TRACE:
         return reason, None  # Sizes are values there, and looking at one is recorded.
     misfit = layer_misfit(module, input, batch_sizes, states, params)
-    if reason is None and input.dtype in NARROW and misfit is None:
-        reason = AHEAD if layer_ahead(module, input, batch_sizes, params) else None
+    if reason in (None, AUTOCAST) and layer_ahead(module, input, batch_sizes, reason):
+        reason = AHEAD
     try:
         if batch_sizes is not None:
             check_packed(module, input, batch_sizes, states)
@@ -530,8 +554,8 @@ def _explain_cell(module: Any, input: Any, hx: Any) -> tuple[str | None, str | N
     if reason == TRACE:
         return reason, None
     misfit = cell_misfit(module, input, states, params, cell)
-    if reason is None and input.dtype in NARROW and misfit is None:
-        reason = AHEAD if cell_ahead(input, params) else None
+    if reason in (None, AUTOCAST) and cell_ahead(module, input, reason):
+        reason = AHEAD
     try:
         if misfit is not None:
             check_devices(input, [*states, *params])

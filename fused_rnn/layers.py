@@ -10,17 +10,19 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from . import reference
-from ._narrow import NARROW
+from ._narrow import with_types
 from ._ops import direct_layer as direct
 from ._ops import sequence, sequence_op
 from .dispatch import (
-    AHEAD,
     AUTOCAST,
     CELLS,
     DIFFERENTIABLE,
+    OVERCOME,
+    PLAIN,
     TRACE,
     Fused,
     as_states,
+    autocast_types,
     check_packed,
     check_weights,
     layer_ahead,
@@ -28,7 +30,6 @@ from .dispatch import (
     obstacle,
     symbolic_call,
     traced_obstacle,
-    without_autocast,
 )
 from .functional import layers_with_dropout
 
@@ -63,36 +64,40 @@ class _Layer(torch.nn.RNNBase, Fused):
                 return symbolic_call(self, super().forward, input, hx)
             if not isinstance(input, Tensor):
                 return super().forward(input, hx)
-        weights = self._weights()
-        # The same as as_states(), without its cost where there is no hx.
         states = [] if hx is None else as_states(hx, CELLS[self.mode])
-        reason = obstacle(input, _DENSE, self.input_size, states, weights)
-        if reason is None and input.dtype in NARROW and layer_ahead(self, input, None, weights):
-            reason = AHEAD
-        if reason is None:
-            try:
-                return self._dense(sequence, input, states, weights)
-            except (RuntimeError, IndexError):
-                if layer_misfit(self, input, None, states, weights) is None:
-                    raise
-            check_weights(self, weights)
-        elif reason in DIFFERENTIABLE and not layer_misfit(self, input, None, states, weights):
-            return self._dense(reference.layers, input, states, weights)
-        elif reason == AUTOCAST and (call := without_autocast(self, input, hx)):
-            return self._under_autocast(*call)
+        reason = obstacle(input, _DENSE, self.input_size, states)
+        if reason in OVERCOME and not layer_ahead(self, input, None, reason):
+            results = self._try(reason, input, states, self._weights())
+            if results is not None:
+                return results
         return super().forward(input, hx)
 
-    def _under_autocast(self, input: Any, hx: Any, types: list[torch.dtype]) -> Any:
-        """A call in float32 whose results get the types that they have under autocast."""
-        with torch.autocast("cpu", enabled=False):
-            output, finals = _Layer.forward(self, input, hx)
-        if isinstance(output, PackedSequence):
-            output = output._replace(data=output.data.to(types[0]))
-        else:
-            output = output.to(types[0])
-        if isinstance(finals, Tensor):
-            return output, finals.to(types[0])
-        return output, tuple(map(Tensor.to, finals, types))
+    def _try(
+        self, reason: str | None, input: Tensor, states: list[Tensor], weights: list[Tensor]
+    ) -> Any:
+        """The results of a dense call with this obstacle; None where torch is to take it."""
+        if reason == AUTOCAST:
+            types = autocast_types(self, input, None, states, weights)
+            if types is None:
+                return None
+            with torch.autocast("cpu", enabled=False):
+                input, states = input.float(), [state.float() for state in states]
+                reason = obstacle(input, _DENSE, self.input_size, states)
+                results = self._try(reason, input, states, weights)
+            return None if results is None else with_types(results, types)
+        if reason in DIFFERENTIABLE:
+            if layer_misfit(self, input, None, states, weights):
+                return None
+            return self._dense(reference.layers, input, states, weights)
+        if reason is not None or not PLAIN.issuperset(map(type, weights)):
+            return None
+        try:
+            return self._dense(sequence, input, states, weights)
+        except (RuntimeError, IndexError):
+            if layer_misfit(self, input, None, states, weights) is None:
+                raise
+        check_weights(self, weights)
+        return None
 
     def _weights(self) -> list[Tensor]:
         """The parameters in the operators' order, as they are at this moment."""
@@ -161,30 +166,45 @@ class _Layer(torch.nn.RNNBase, Fused):
         )
 
     def _packed(self, input: PackedSequence, hx: Any) -> Any:
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        weights = self._weights()
         states = as_states(hx, CELLS[self.mode])
-        reason = obstacle(data, _PACKED, self.input_size, states, weights)
-        if (
-            reason is None
-            and data.dtype in NARROW
-            and layer_ahead(self, data, batch_sizes, weights)
-        ):
-            reason = AHEAD
-        if reason == AUTOCAST and (call := without_autocast(self, input, hx)):
-            return self._under_autocast(*call)
-        layers: Callable[..., list[Tensor]] | None = None
-        if reason is None:
-            layers = sequence
-        elif reason != TRACE:
-            # Neither torch nor the reference checks these.
-            check_packed(self, data, batch_sizes, states)
-            if reason in DIFFERENTIABLE and not layer_misfit(
-                self, data, batch_sizes, states, weights
-            ):
-                layers = reference.layers
-        if layers is None:
-            return super().forward(input, hx)
+        reason = obstacle(input.data, _PACKED, self.input_size, states)
+        if reason != TRACE:
+            ahead = layer_ahead(self, input.data, input.batch_sizes, reason)
+            if reason is not None or ahead:
+                # Neither torch nor the reference checks these.
+                check_packed(self, input.data, input.batch_sizes, states)
+            if reason in OVERCOME and not ahead:
+                results = self._try_packed(reason, input, states, self._weights())
+                if results is not None:
+                    return results
+        return super().forward(input, hx)
+
+    def _try_packed(
+        self,
+        reason: str | None,
+        input: PackedSequence,
+        states: list[Tensor],
+        weights: list[Tensor],
+    ) -> Any:
+        """The same as _try() for a packed call."""
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if reason == AUTOCAST:
+            types = autocast_types(self, data, batch_sizes, states, weights)
+            if types is None:
+                return None
+            with torch.autocast("cpu", enabled=False):
+                data, states = data.float(), [state.float() for state in states]
+                reason = obstacle(data, _PACKED, self.input_size, states)
+                results = self._try_packed(reason, input._replace(data=data), states, weights)
+            return None if results is None else with_types(results, types)
+        layers: Callable[..., list[Tensor]] = sequence
+        if reason in DIFFERENTIABLE:
+            if layer_misfit(self, data, batch_sizes, states, weights):
+                return None
+            layers = reference.layers
+        elif reason is not None or not PLAIN.issuperset(map(type, weights)):
+            return None
+        given = states
         try:
             if states and sorted_indices is not None:
                 # Selecting rows would hide that hx has too many.
@@ -196,23 +216,18 @@ class _Layer(torch.nn.RNNBase, Fused):
                             f"got {state.shape[1]}"
                         )
                 states = [state.index_select(1, sorted_indices) for state in states]
-            results = self._run(layers, data, states, weights, batch_sizes)
+            output, *finals = self._run(layers, data, states, weights, batch_sizes)
         except (RuntimeError, IndexError):
-            states = as_states(hx, CELLS[self.mode])
-            check_packed(self, data, batch_sizes, states)
-            if layer_misfit(self, data, batch_sizes, states, weights) is None:
+            check_packed(self, data, batch_sizes, given)
+            if layer_misfit(self, data, batch_sizes, given, weights) is None:
                 raise
             check_weights(self, weights)
-        else:
-            # The constructor would only repeat checks that the input has passed.
-            output = PackedSequence._make(
-                (results[0], batch_sizes, sorted_indices, unsorted_indices)
-            )
-            finals = results[1:]
-            if unsorted_indices is not None:
-                finals = [final.index_select(1, unsorted_indices) for final in finals]
-            return output, (tuple(finals) if len(finals) == 2 else finals[0])
-        return super().forward(input, hx)
+            return None
+        if unsorted_indices is not None:
+            finals = [final.index_select(1, unsorted_indices) for final in finals]
+        # The constructor would only repeat checks that the input has passed.
+        packed = PackedSequence._make((output, batch_sizes, sorted_indices, unsorted_indices))
+        return packed, (tuple(finals) if len(finals) == 2 else finals[0])
 
     def _traced(self, input: Any, hx: Any) -> Any:
         """forward under torch.compile and torch.export."""

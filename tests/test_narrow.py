@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import register_parametrization
 
 import fused_rnn
 from cases import (
@@ -230,12 +231,30 @@ def test_torch_takes_what_it_is_faster_at(name: str, dtype: torch.dtype) -> None
 
 
 def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = [torch.empty(4 * 128, 128)] * 2
+    weights = 4 * 128 * 256
     for multiplies in (True, False):
         monkeypatch.setattr(_narrow, "_MULTIPLIES_BFLOAT16", multiplies)
         ahead = _narrow.torch_is_ahead(torch.bfloat16, weights, 3200, 32, onednn=True)
         assert ahead == multiplies
         assert not _narrow.torch_is_ahead(torch.float16, weights, 3200, 32, onednn=True)
+
+
+@pytest.mark.parametrize("size", [9, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_random_parametrizations_are_drawn_as_often_as_by_torch(
+    size: int, dtype: torch.dtype
+) -> None:
+    """Under autocast and in bfloat16; the larger size goes to torch."""
+    results = []
+    for package in (torch.nn, fused_rnn):
+        torch.manual_seed(1)
+        layer = package.GRU(5, size, dtype=dtype)
+        register_parametrization(layer, "weight_hh_l0", torch.nn.Dropout(0.5))
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            results.append(layer(torch.ones(1, 1, 5, dtype=dtype))[0])
+            results.append(torch.rand(1))
+    for one, other in zip(results[2:], results[:2], strict=True):
+        assert_close("result", one, other, 2 * torch.finfo(torch.bfloat16).eps)
 
 
 def test_results_are_rounded_once() -> None:
