@@ -16,6 +16,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .config import show_config
 from .convert import accelerate, restore
 from .dispatch import explain
+from .export import fused_export
 from .layers import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "accelerate",
     "explain",
     "functional",
+    "fused_export",
     "reference",
     "restore",
     "show_config",

@@ -9,6 +9,7 @@ from torch.compiler import is_compiling
 
 from . import reference
 from ._ops import cell, cell_op
+from ._traits import TRAITS
 from .dispatch import (
     DIFFERENTIABLE,
     Fused,
@@ -99,6 +100,10 @@ class _Cell(torch.nn.RNNCellBase, Fused):
             # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.
             if cell_misfit(self, input, states, params, kind) is None:
                 if reason is None:
+                    if not states and torch.compiler.is_exporting():
+                        # AOTInductor's run time cannot pass an empty list.
+                        size = (*input.shape[:-1], self.hidden_size)
+                        states = [input.new_zeros(size) for _ in range(TRAITS[kind].states)]
                     return self._step(cell_op, input, states, params, kind)
                 if reason in DIFFERENTIABLE:
                     return self._step(reference.cell, input, states, params, kind)
