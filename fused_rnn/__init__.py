@@ -8,6 +8,7 @@ T is time, B batch, I input size, H hidden size, P projection size, L layers, D 
 
 from . import (
     _fake,  # noqa: F401  (registers shapes for tracing)
+    _flops,  # noqa: F401  (registers counts of operations)
     _vmap,  # noqa: F401  (registers rules for batched derivatives)
     functional,
     reference,

@@ -10,6 +10,7 @@ the graph at the layers, which then run outside of it with the same results.
 Dynamo takes seconds to import and most programs do without, so this waits until it is imported.
 """
 
+import functools
 import importlib.abc
 import importlib.util
 import sys
@@ -43,6 +44,7 @@ def _register(dynamo: ModuleType) -> None:
     if wrap_module is None:
         return
 
+    @functools.wraps(wrap_module)
     def wrap(self: Any, value: torch.nn.Module) -> Any:
         if isinstance(value, Fused):
             with dynamo.config.patch(allow_rnn=True):  # Of this thread.
