@@ -17,7 +17,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .config import show_config
 from .convert import accelerate, restore
 from .dispatch import explain
-from .export import fused_export
+from .export import fused_export, onnx_translations
 from .layers import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "explain",
     "functional",
     "fused_export",
+    "onnx_translations",
     "reference",
     "restore",
     "show_config",

@@ -136,8 +136,8 @@ class Several(nn.Module):
 @pytest.mark.parametrize(
     ("model", "x", "sizes", "other", "fused"),
     [
-        (Model("LSTM"), X, {1: B}, (5, 6, 4), False),
-        (Model("GRU"), X, {0: T, 1: B}, (9, 6, 4), True),
+        (fused_rnn.LSTM(4, 7), X, {1: B}, (5, 6, 4), False),
+        (fused_rnn.GRU(4, 7), X, {0: T, 1: B}, (9, 6, 4), True),
         (Several(), torch.randn(5, 4), {0: T}, (9, 4), True),
     ],
     ids=["torch", "fused", "fused-several"],

@@ -1,6 +1,7 @@
 """ONNX export by both of torch's exporters, run in ONNX Runtime."""
 
 import io
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ runtime = pytest.importorskip(
 )
 
 # torch's exporters warn of themselves, of each other, and of what they do with torch's own layers.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def run(model: Any, *inputs: Tensor) -> list[Tensor]:
@@ -87,17 +88,77 @@ def test_script_exporter_cells(name: str) -> None:
     assert_same(run(exported, x), cell(x))
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_program_exporter(name: str) -> None:
-    """Which writes LSTM and GRU nodes, unrolls RNNs, and fixes the length, as for torch.nn's."""
-    pytest.importorskip(
+@pytest.fixture
+def onnxscript() -> Any:
+    return pytest.importorskip(
         "onnxscript", reason="onnxscript is not installed (pip install '.[export]')"
     )
-    model = Model(name).eval()
-    # Of the first GRU that a process exports, torch's exporter fixes the batch as well.
-    sizes = None if name == "GRU" else ({1: Dim("B", min=2)},)
-    program = torch.onnx.export(model, (X,), dynamo=True, dynamic_shapes=sizes, verbose=False)
-    exported = program.model_proto
+
+
+def program_export(model: nn.Module, x: Tensor, sizes: Any, fused: bool) -> Any:
+    table = fused_rnn.onnx_translations() if fused else None
+    with fused_rnn.fused_export() if fused else nullcontext():
+        program = torch.onnx.export(
+            model.eval(),
+            (x,),
+            dynamo=True,
+            dynamic_shapes=None if sizes is None else (sizes,),
+            custom_translation_table=table,
+            verbose=False,
+        )
+    onnx.checker.check_model(program.model_proto)
+    return program.model_proto
+
+
+T, B = Dim("T", min=2), Dim("B", min=2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_program_exporter(name: str, onnxscript: Any) -> None:
+    """Without the translations torch's exporter writes LSTM and GRU nodes, unrolls RNNs and fixes
+    the length, as for torch.nn's layers; of a process's first GRU it fixes the batch as well."""
+    model = Model(name)
+    batch = 3 if name == "GRU" else 6
+    exported = program_export(model, X, None if name == "GRU" else {1: B}, fused=False)
     assert nodes_of(exported).count(name) == (0 if name == "RNN" else 2)
-    for x in (X, torch.randn(5, 3 if sizes is None else 6, 4)):
+    for x in (X, torch.randn(5, batch, 4)):
         assert_same(run(exported, x), [model(x)])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_program_exporter_with_translations(name: str, onnxscript: Any) -> None:
+    model = Model(name)
+    exported = program_export(model, X, {0: T, 1: B}, fused=True)
+    assert nodes_of(exported).count(name) == 2
+    for x in (X, torch.randn(9, 6, 4)):
+        assert_same(run(exported, x), [model(x)])
+
+
+class Several(nn.Module):
+    """Layers of one direction, cells, no biases, given states, the other nonlinearity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = fused_rnn.LSTM(4, 7, bias=False, batch_first=True)
+        self.gru = fused_rnn.GRU(7, 5, num_layers=2)
+        self.rnn = fused_rnn.RNN(5, 3, nonlinearity="relu")
+        self.cells = nn.ModuleList(getattr(fused_rnn, name)(4, 7) for name in CELLS)
+
+    def forward(self, x: Tensor) -> Any:
+        output, hx = self.lstm(x)
+        again, _ = self.lstm(x, hx)
+        unbatched, hn = self.gru(again[0])
+        steps = [cell(x[0]) for cell in self.cells]
+        return output, hx, again, self.rnn(unbatched, self.rnn(unbatched)[1]), hn, steps
+
+
+def test_translations_of_the_rest(onnxscript: Any) -> None:
+    model = Several()
+    exported = program_export(model, X, {0: B, 1: T}, fused=True)
+    for x in (X, torch.randn(6, 9, 4)):
+        assert_same(run(exported, x), model(x))
+
+
+def test_what_onnx_has_not(onnxscript: Any) -> None:
+    with pytest.raises(Exception, match="projection"):
+        program_export(fused_rnn.LSTM(4, 7, proj_size=3), X, None, fused=True)

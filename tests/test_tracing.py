@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
 from cases import flatten
@@ -47,6 +48,13 @@ def test_symbolic_trace_of_the_layer_itself(name: str) -> None:
             torch.fx.symbolic_trace(getattr(package, name)(4, 7))
 
 
+def saved_and_loaded(scripted: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
 @torch_deprecates_itself
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_script(name: str) -> None:
@@ -56,17 +64,36 @@ def test_jit_script(name: str) -> None:
     scripted = torch.jit.script(model)
     assert_same(scripted(X), expected)
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    buffer = io.BytesIO()
-    torch.jit.save(scripted, buffer)
-    buffer.seek(0)
-    assert_same(torch.jit.load(buffer)(X), expected)
+    assert_same(saved_and_loaded(scripted)(X), expected)
+
+
+class OfPacked(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer = getattr(fused_rnn, name)(4, 7)
+
+    def forward(self, packed: PackedSequence) -> Tensor:
+        return self.layer(packed)[0].data
+
+
+@torch_deprecates_itself
+@pytest.mark.parametrize("name", LAYERS)
+def test_jit_script_packed(name: str) -> None:
+    model = OfPacked(name)
+    packed = pack_padded_sequence(X, torch.tensor([2, 5, 3]), enforce_sorted=False)
+    expected = model(packed)
+    scripted = torch.jit.script(model)
+    assert_same(scripted(packed), expected)
+    assert_same(saved_and_loaded(scripted)(packed), expected)
 
 
 @torch_deprecates_itself
 @pytest.mark.parametrize("name", CELLS)
 def test_jit_script_cells(name: str) -> None:
     cell = getattr(fused_rnn, name)(4, 7)
-    assert_same(torch.jit.script(cell)(X[0]), cell(X[0]))
+    scripted = torch.jit.script(cell)
+    assert_same(scripted(X[0]), cell(X[0]))
+    assert_same(saved_and_loaded(scripted)(X[0]), cell(X[0]))
 
 
 @torch_deprecates_itself
@@ -74,10 +101,41 @@ def test_jit_script_cells(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_trace(name: str) -> None:
     model = Model(name)
-    traced = torch.jit.trace(model, (X,))
+    traced = saved_and_loaded(torch.jit.trace(model, (X,)))
     assert "fused_rnn::" not in str(traced.inlined_graph)
     x = torch.randn(7, 2, 4)
     assert_same(traced(x), model(x))
+
+
+@torch_deprecates_itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
+@pytest.mark.parametrize("name", LAYERS)
+def test_jit_trace_packed(name: str) -> None:
+    layer = getattr(fused_rnn, name)(4, 7)
+
+    class Packing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return pad_packed_sequence(self.layer(packed)[0])[0]
+
+    model = Packing()
+    traced = saved_and_loaded(torch.jit.trace(model, (X, torch.tensor([2, 5, 3]))))
+    x, lengths = torch.randn(7, 2, 4), torch.tensor([3, 7])
+    assert_same(traced(x, lengths), model(x, lengths))
+
+
+@torch_deprecates_itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
+@pytest.mark.parametrize("name", CELLS)
+def test_jit_trace_cells(name: str) -> None:
+    cell = getattr(fused_rnn, name)(4, 7)
+    traced = saved_and_loaded(torch.jit.trace(cell, (X[0],)))
+    x = torch.randn(5, 4)
+    assert_same(traced(x), cell(x))
 
 
 @torch_deprecates_itself
