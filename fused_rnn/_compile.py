@@ -20,19 +20,17 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from .dispatch import Fused
 
 
-def _call(module: torch.nn.Module, torch_forward: Any, input: Any, hx: Any) -> Any:
-    # Where the code is not run by Dynamo, nothing has left the graph and is_compiling() is true.
-    return (torch_forward if is_compiling() else module.forward)(input, hx)
+def _call(forward: Any, module: torch.nn.Module, input: Any, hx: Any) -> Any:
+    return forward(module, input, hx)
 
 
 outside: Callable[..., Any] = _call
-"""outside(module, torch_forward, input, hx) calls the module's forward, under torch.compile outside
-of the graph: what goes to torch's own layers is treated as torch.compile treats those."""
+"""outside(forward, module, input, hx) calls forward(module, input, hx), under torch.compile outside
+of the graph: calls that are not fused are treated as torch.compile treats torch's own layers."""
 
 
 def _register(dynamo: ModuleType) -> None:

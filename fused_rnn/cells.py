@@ -16,6 +16,7 @@ from .dispatch import (
     as_states,
     cell_misfit,
     check_devices,
+    is_traced,
     obstacle,
     symbolic_call,
     traced_obstacle,
@@ -30,7 +31,7 @@ class _Cell(torch.nn.RNNCellBase, Fused):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's cell of the same name: arguments, results and errors."""
-        if is_compiling():
+        if is_compiling() and is_traced():
             return self._traced(input, hx)
         if not isinstance(input, Tensor):
             if isinstance(input, torch.fx.Proxy):

@@ -117,6 +117,12 @@ def _foreign_mode() -> bool:
     return any(type(mode) is not DeviceContext for mode in stack)
 
 
+def is_traced() -> bool:
+    """True where torch.compile or torch.export records this very code. is_compiling(), which is
+    cheaper to ask first, is true beside a compilation as well: in other threads, for one."""
+    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+
+
 def traced_obstacle(input: Tensor, ranks: tuple[int, ...]) -> str | None:
     """`obstacle` for code under torch.compile and torch.export, in terms that both can follow.
 

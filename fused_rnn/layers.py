@@ -19,6 +19,7 @@ from .dispatch import (
     as_states,
     check_packed,
     check_weights,
+    is_traced,
     layer_misfit,
     obstacle,
     state_sizes,
@@ -46,7 +47,7 @@ class _Layer(torch.nn.RNNBase, Fused):
         batch_sizes are not positive, sorted and complete, its hx of a wrong size or dtype, and an
         LSTM's weights of a wrong size.
         """
-        if is_compiling():
+        if is_compiling() and is_traced():
             return self._traced(input, hx)
         if type(input) is not Tensor:
             if isinstance(input, PackedSequence):
@@ -210,9 +211,10 @@ class _Layer(torch.nn.RNNBase, Fused):
                         # Sizes of results that are read from batch_sizes may end the graph.
                         states = self._zeros(data, input.sorted_indices.shape[0])
                     return self._run_packed(layers, input, states, weights)
+            check_weights(self, weights)
         if torch.compiler.is_exporting() or torch._dynamo.config.allow_rnn:
             return super().forward(input, hx)
-        return _compile.outside(self, super().forward, input, hx)
+        return _compile.outside(_Layer.forward, self, input, hx)
 
     def _zeros(self, like: Tensor, *batch: int) -> list[Tensor]:
         """What no hx stands for."""

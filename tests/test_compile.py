@@ -11,6 +11,7 @@ import torch._dynamo.testing
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.variables.builder import VariableBuilder
+from torch.autograd import forward_ad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -151,7 +152,10 @@ def test_dropout() -> None:
 
 
 class Doubling(fused_rnn.GRU):
+    calls = 0
+
     def forward(self, input: Any, hx: Any = None) -> Any:
+        self.calls += 1
         output, hn = super().forward(input, hx)
         return 2 * output, hn
 
@@ -227,6 +231,49 @@ def test_calls_for_torch_leave_the_graph(name: str) -> None:
     with torch._dynamo.config.patch(allow_rnn=True):
         compiled = torch.compile(layer, backend="eager", fullgraph=True)
         assert_same(compiled(empty), layer(empty))
+
+
+def test_calls_for_torch_of_a_subclass() -> None:
+    """Its own forward is run once."""
+    layer, empty = Doubling(4, 7), torch.empty(5, 0, 4)
+    h = torch.ones(1, 0, 7)
+    assert_same(torch.compile(layer, backend="aot_eager")(empty, h), layer(empty, h))
+    layer.calls = 0
+    torch.compile(layer, backend="aot_eager")(empty)
+    assert layer.calls == 1
+
+
+@pytest.mark.parametrize("allow_rnn", [False, True])
+def test_weights_of_a_wrong_size(allow_rnn: bool) -> None:
+    """torch's LSTM would read past their ends."""
+    layer = fused_rnn.LSTM(4, 7)
+    layer.weight_hh_l0 = nn.Parameter(torch.randn(3, 2))
+    with torch._dynamo.config.patch(allow_rnn=allow_rnn):
+        compiled = torch.compile(layer, backend="eager")
+        with pytest.raises(RuntimeError, match="Expected weight_hh_l0 size"):
+            compiled(X)
+    with pytest.raises(RuntimeError, match="Expected weight_hh_l0 size"):
+        torch.export.export(layer, (X,))
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_beside_a_compilation(name: str) -> None:
+    """While some thread compiles, is_compiling() is true in code that nobody records."""
+    module = getattr(fused_rnn, name)(4, 7)
+    calls = [X[0], X[0, 0]] if name in CELLS else [X, torch.empty(5, 0, 4), pack([2, 1], True)]
+    expected = [module(x) for x in calls]
+    tangent = torch.func.jvp(module, (X[0],), (X[1],))[1]
+    with torch.compiler._compile_session_context():
+        assert torch.compiler.is_compiling()
+        for x, result in zip(calls, expected, strict=True):
+            assert_same(module(x), result)
+        assert_same(torch.func.jvp(module, (X[0],), (X[1],))[1], tangent)
+        with forward_ad.dual_level():
+            results = flatten(module(forward_ad.make_dual(X[0], X[1])))
+            assert_same([forward_ad.unpack_dual(r).tangent for r in results], tangent)
+        if name in LAYERS:
+            with pytest.raises(RuntimeError, match="batch_sizes"):
+                module(PackedSequence(torch.randn(6, 4), torch.tensor([3, 2])))
 
 
 @pytest.mark.parametrize("name", LAYERS)
