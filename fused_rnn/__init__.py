@@ -8,6 +8,7 @@ T is time, B batch, I input size, H hidden size, P projection size, L layers, D 
 
 from . import (
     _fake,  # noqa: F401  (registers shapes for tracing)
+    _flops,  # noqa: F401  (registers counts of operations)
     _vmap,  # noqa: F401  (registers rules for batched derivatives)
     functional,
     reference,
@@ -16,6 +17,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .config import show_config
 from .convert import accelerate, restore
 from .dispatch import explain
+from .export import fused_export, onnx_translations
 from .layers import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
@@ -31,6 +33,8 @@ __all__ = [
     "accelerate",
     "explain",
     "functional",
+    "fused_export",
+    "onnx_translations",
     "reference",
     "restore",
     "show_config",

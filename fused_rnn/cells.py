@@ -11,6 +11,7 @@ from . import reference
 from ._narrow import with_types
 from ._ops import cell, cell_op
 from ._ops import direct_cell as direct
+from ._traits import TRAITS
 from .dispatch import (
     AUTOCAST,
     DIFFERENTIABLE,
@@ -22,6 +23,7 @@ from .dispatch import (
     cell_ahead,
     cell_misfit,
     check_devices,
+    is_traced,
     obstacle,
     symbolic_call,
     traced_obstacle,
@@ -36,7 +38,7 @@ class _Cell(torch.nn.RNNCellBase, Fused):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's cell of the same name: arguments, results and errors."""
-        if is_compiling():
+        if is_compiling() and is_traced():
             return self._traced(input, hx)
         kind = self._cell()
         results = direct(self, input, hx, kind)
@@ -135,6 +137,10 @@ class _Cell(torch.nn.RNNCellBase, Fused):
             # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.
             if cell_misfit(self, input, states, params, kind) is None:
                 if reason is None:
+                    if not states and torch.compiler.is_exporting():
+                        # AOTInductor's run time cannot pass an empty list.
+                        size = (*input.shape[:-1], self.hidden_size)
+                        states = [input.new_zeros(size) for _ in range(TRAITS[kind].states)]
                     return self._step(cell_op, input, states, params, kind)
                 if reason in DIFFERENTIABLE:
                     return self._step(reference.cell, input, states, params, kind)

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._device import DeviceContext
 
+from . import export
 from ._narrow import NARROW, result_types, torch_is_ahead
 from ._ops import extension
 from ._traits import TRAITS
@@ -191,12 +192,18 @@ def _foreign_mode() -> bool:
     return any(type(mode) is not DeviceContext for mode in stack)
 
 
+def is_traced() -> bool:
+    """True where torch.compile or torch.export records this very code. is_compiling(), which is
+    cheaper to ask first, is true beside a compilation as well: in other threads, for one."""
+    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+
+
 def traced_obstacle(input: Tensor, ranks: tuple[int, ...]) -> str | None:
     """`obstacle` for code under torch.compile and torch.export, in terms that both can follow.
 
     Tensors are fakes of some subclass there and sizes may be symbols, so their types are not asked.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() and not export.fused:
         return EXPORT
     if _transforming():
         return TRANSFORM
@@ -256,7 +263,7 @@ def _first_misfit(
     return next((misfit for misfit in found if misfit is not None), None)
 
 
-def _state_sizes(module: Any, batch: int) -> list[tuple[int, int, int]]:
+def state_sizes(module: Any, batch: int) -> list[tuple[int, int, int]]:
     """Sizes of hx of a layer: h0 and, of an LSTM, c0."""
     blocks = module.num_layers * (2 if module.bidirectional else 1)
     h = (blocks, batch, module.proj_size or module.hidden_size)
@@ -319,7 +326,7 @@ def layer_misfit(
         batch = input.shape[0 if module.batch_first else 1]
     else:
         batch = 1
-    sizes: list[tuple[int, ...]] = list(_state_sizes(module, batch))
+    sizes: list[tuple[int, ...]] = list(state_sizes(module, batch))
     if not packed and input.dim() == 2:
         sizes = [(blocks, features) for blocks, _, features in sizes]
     if len(states) != len(sizes):
@@ -424,7 +431,7 @@ def check_packed(module: Any, data: Tensor, batch_sizes: Tensor, states: Sequenc
             f"batch_sizes must add up to the number of rows, {data.shape[0]}, got {sum(sizes)}"
         )
 
-    expected = _state_sizes(module, sizes[0])
+    expected = state_sizes(module, sizes[0])
     if len(states) != len(expected) or not all(isinstance(state, Tensor) for state in states):
         return
     for index, (state, size) in enumerate(zip(states, expected, strict=True)):

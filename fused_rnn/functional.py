@@ -20,7 +20,7 @@ from torch.compiler import is_compiling
 
 from . import _ops, reference
 from ._traits import TRAITS
-from .dispatch import DIFFERENTIABLE, as_states, obstacle, traced_obstacle
+from .dispatch import DIFFERENTIABLE, as_states, is_traced, obstacle, traced_obstacle
 
 Layers = Callable[..., list[Tensor]]
 """The operator fused_rnn::sequence, or a function of its arguments and results."""
@@ -99,7 +99,7 @@ def _run(
     dropout: float,
 ) -> list[Tensor]:
     rank = 3 if batch_sizes is None else 2
-    if is_compiling():
+    if is_compiling() and is_traced():
         reason, fused = traced_obstacle(input, (rank,)), _ops.sequence_op
     else:
         # The width of the input is the operator's to check: there is no module to ask.
@@ -235,7 +235,7 @@ def _run_cell(
 ) -> list[Tensor]:
     # Biases come in a pair; a lone one is for the operator to refuse.
     given: list[Tensor] = [param for param in params if param is not None]
-    if is_compiling():
+    if is_compiling() and is_traced():
         reason, fused = traced_obstacle(input, (2,)), _ops.cell_op
     else:
         reason, fused = obstacle(input, (2,), input.shape[-1], states, given), _ops.cell

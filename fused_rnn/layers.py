@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-from . import reference
+from . import _compile, reference
 from ._narrow import with_types
 from ._ops import direct_layer as direct
 from ._ops import sequence, sequence_op
@@ -25,9 +25,11 @@ from .dispatch import (
     autocast_types,
     check_packed,
     check_weights,
+    is_traced,
     layer_ahead,
     layer_misfit,
     obstacle,
+    state_sizes,
     symbolic_call,
     traced_obstacle,
 )
@@ -52,7 +54,7 @@ class _Layer(torch.nn.RNNBase, Fused):
         batch_sizes are not positive, sorted and complete, its hx of a wrong size or dtype, and an
         LSTM's weights of a wrong size.
         """
-        if is_compiling():
+        if is_compiling() and is_traced():
             return self._traced(input, hx)
         results = direct(self, input, hx)
         if results is not None:
@@ -187,7 +189,7 @@ class _Layer(torch.nn.RNNBase, Fused):
         weights: list[Tensor],
     ) -> Any:
         """The same as _try() for a packed call."""
-        data, batch_sizes, sorted_indices, unsorted_indices = input
+        data, batch_sizes = input[:2]
         if reason == AUTOCAST:
             types = autocast_types(self, data, batch_sizes, states, weights)
             if types is None:
@@ -204,44 +206,76 @@ class _Layer(torch.nn.RNNBase, Fused):
             layers = reference.layers
         elif reason is not None or not PLAIN.issuperset(map(type, weights)):
             return None
-        given = states
         try:
-            if states and sorted_indices is not None:
-                # Selecting rows would hide that hx has too many.
-                rows = sorted_indices.shape[0]
-                for state in states:
-                    if state.shape[1] != rows:
-                        raise RuntimeError(
-                            f"hx must have the {rows} sequences of sorted_indices, "
-                            f"got {state.shape[1]}"
-                        )
-                states = [state.index_select(1, sorted_indices) for state in states]
-            output, *finals = self._run(layers, data, states, weights, batch_sizes)
+            return self._run_packed(layers, input, states, weights)
         except (RuntimeError, IndexError):
-            check_packed(self, data, batch_sizes, given)
-            if layer_misfit(self, data, batch_sizes, given, weights) is None:
+            check_packed(self, data, batch_sizes, states)
+            if layer_misfit(self, data, batch_sizes, states, weights) is None:
                 raise
-            check_weights(self, weights)
-            return None
+        check_weights(self, weights)
+        return None
+
+    def _run_packed(
+        self,
+        layers: Callable[..., list[Tensor]],
+        input: PackedSequence,
+        states: list[Tensor],
+        weights: list[Tensor],
+    ) -> Any:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if states and sorted_indices is not None:
+            # Selecting rows would hide that hx has too many.
+            rows = sorted_indices.shape[0]
+            for state in states:
+                if state.shape[1] != rows:
+                    raise RuntimeError(
+                        f"hx must have the {rows} sequences of sorted_indices, got {state.shape[1]}"
+                    )
+            states = [state.index_select(1, sorted_indices) for state in states]
+        results = self._run(layers, data, states, weights, batch_sizes)
+        # The constructor would only repeat checks that the input has passed.
+        output = PackedSequence._make((results[0], batch_sizes, sorted_indices, unsorted_indices))
+        finals = results[1:]
         if unsorted_indices is not None:
             finals = [final.index_select(1, unsorted_indices) for final in finals]
-        # The constructor would only repeat checks that the input has passed.
-        packed = PackedSequence._make((output, batch_sizes, sorted_indices, unsorted_indices))
-        return packed, (tuple(finals) if len(finals) == 2 else finals[0])
+        return output, (tuple(finals) if len(finals) == 2 else finals[0])
 
     def _traced(self, input: Any, hx: Any) -> Any:
         """forward under torch.compile and torch.export."""
-        if isinstance(input, Tensor) and (hx is None or isinstance(hx, (Tensor, tuple, list))):
+        batch_sizes = None
+        data = input
+        if isinstance(input, PackedSequence):
+            data, batch_sizes = input.data, input.batch_sizes
+        reason: str | None = None
+        if isinstance(data, Tensor) and (hx is None or isinstance(hx, (Tensor, tuple, list))):
             weights = [getattr(self, name) for name in self._flat_weights_names]
             states = as_states(hx, CELLS[self.mode])
-            reason = traced_obstacle(input, _DENSE)
-            # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.
-            if layer_misfit(self, input, None, states, weights) is None:
-                if reason is None:
-                    return self._dense(sequence_op, input, states, weights)
-                if reason in DIFFERENTIABLE:
-                    return self._dense(reference.layers, input, states, weights)
-        return super().forward(input, hx)
+            reason = traced_obstacle(data, _DENSE if batch_sizes is None else _PACKED)
+            if reason is None or reason in DIFFERENTIABLE:
+                layers = sequence_op if reason is None else reference.layers
+                # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.
+                if batch_sizes is None:
+                    if layer_misfit(self, data, None, states, weights) is None:
+                        if not states and torch.compiler.is_exporting():
+                            # AOTInductor's run time cannot pass an empty list.
+                            batch = (data.shape[0 if self.batch_first else 1],)
+                            states = self._zeros(data, *batch[: data.dim() - 2])
+                        return self._dense(layers, data, states, weights)
+                # Values are not: those of batch_sizes, which hx depends on, the operator checks.
+                elif reason is None and layer_misfit(self, data, batch_sizes, [], weights) is None:
+                    if not states and input.sorted_indices is not None:
+                        # Sizes of results that are read from batch_sizes may end the graph.
+                        states = self._zeros(data, input.sorted_indices.shape[0])
+                    return self._run_packed(layers, input, states, weights)
+            check_weights(self, weights)
+        if torch.compiler.is_exporting() or torch._dynamo.config.allow_rnn:
+            return super().forward(input, hx)
+        return _compile.outside(_Layer.forward, self, input, hx)
+
+    def _zeros(self, like: Tensor, *batch: int) -> list[Tensor]:
+        """What no hx stands for."""
+        sizes = state_sizes(self, 1)
+        return [like.new_zeros((blocks, *batch, width)) for blocks, _, width in sizes]
 
 
 class LSTM(_Layer, torch.nn.LSTM):

@@ -1,4 +1,4 @@
-"""Compilers, exporters and tracers: the program that they record gives the module's results."""
+"""Tracers: what torch.fx and torch.jit record, and fake tensors."""
 
 import io
 from typing import Any
@@ -6,150 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
-from cases import assert_close, flatten
-
-LAYERS = ("LSTM", "GRU", "RNN")
-CELLS = ("LSTMCell", "GRUCell", "RNNCell")
-
-torch_deprecates_itself = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.[a-z_]*` is deprecated:DeprecationWarning"
-)
-
-
-class Model(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.layer = getattr(fused_rnn, name)(4, 7, num_layers=2, bidirectional=True)
-        self.head = nn.Linear(14, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x)[0])
-
-
-X = torch.randn(5, 3, 4)
-
-
-def assert_same(actual: Any, expected: Any) -> None:
-    for one, other in zip(flatten(actual), flatten(expected), strict=True):
-        assert_close("result", one, other, 2e-5)
-
-
-@pytest.fixture
-def rnn_allowed() -> Any:
-    """Dynamo does not look into recurrent layers unless told to: it leaves the graph for them."""
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(allow_rnn=True):
-        yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_compile_breaks_the_graph_by_default(name: str) -> None:
-    torch._dynamo.reset()
-    model = Model(name)
-    assert_same(torch.compile(model, backend="aot_eager")(X), model(X))
-
-
-def operators_of(graphs: list[Any]) -> list[str]:
-    return [str(node.target) for graph in graphs for node in graph.graph.nodes]
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", LAYERS)
-def test_compile_in_one_graph(name: str, dynamic: bool, rnn_allowed: None) -> None:
-    model, graphs, first = Model(name), [], 0
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
-    for x in (X, torch.randn(8, 2, 4)):
-        results = []
-        for function in (compiled, model):
-            leaf = x.clone().requires_grad_()
-            model.zero_grad()
-            output = function(leaf)
-            output.square().sum().backward()
-            results.append([output, leaf.grad, *(p.grad for p in model.parameters())])
-        assert_same(*results)
-        first = first or len(graphs)
-    assert any("fused_rnn.sequence" in name for name in operators_of(graphs))
-    if dynamic:
-        assert len(graphs) == first
-    with torch.no_grad():
-        assert_same(compiled(X), model(X))
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_compile_with_states_and_errors(name: str, rnn_allowed: None) -> None:
-    layer = getattr(fused_rnn, name)(4, 7, batch_first=True)
-    compiled = torch.compile(layer, backend="aot_eager")
-    h = torch.randn(1, 5, 7)
-    hx = (h, h) if name == "LSTM" else h
-    assert_same(compiled(X, hx), layer(X, hx))
-    assert_same(compiled(X[0]), layer(X[0]))
-    with pytest.raises(RuntimeError, match="Expected hidden"):
-        compiled(X[:2], hx)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_compile_packed(name: str) -> None:
-    torch._dynamo.reset()
-    layer = getattr(fused_rnn, name)(4, 7)
-
-    def function(x: Tensor) -> Tensor:
-        return layer(pack_padded_sequence(x, [5, 3, 2]))[0].data * 2
-
-    assert_same(torch.compile(function, backend="aot_eager")(X), function(X))
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_compile_cells(name: str) -> None:
-    torch._dynamo.reset()
-    cell = getattr(fused_rnn, name)(4, 7)
-
-    def function(x: Tensor) -> Tensor:
-        hx = None
-        for step in x:
-            hx = cell(step, hx)
-        return flatten(hx)[0]
-
-    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-    assert_same(compiled(X), function(X))
-    assert_same(torch.compile(cell, backend="aot_eager", fullgraph=True)(X[0, 0]), cell(X[0, 0]))
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_compile_a_transform(name: str, rnn_allowed: None) -> None:
-    model = Model(name)
-
-    def function(x: Tensor) -> Tensor:
-        return torch.func.grad(lambda x: model(x).square().sum())(x)
-
-    assert_same(torch.compile(function, backend="aot_eager", fullgraph=True)(X), function(X))
-
-
-# torch.nn's layers put the weights of the program into their list of weights while recorded.
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.layer._flat_weights:UserWarning")
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", LAYERS)
-def test_export_needs_torch_alone(name: str, strict: bool) -> None:
-    model = Model(name)
-    program = torch.export.export(model, (X,), strict=strict)
-    assert not any("fused_rnn" in str(node.target) for node in program.graph.nodes)
-    assert_same(program.module()(X), model(X))
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_export_cells(name: str) -> None:
-    cell = getattr(fused_rnn, name)(4, 7)
-    program = torch.export.export(cell, (X[0],))
-    assert not any("fused_rnn" in str(node.target) for node in program.graph.nodes)
-    assert_same(program.module()(X[0]), cell(X[0]))
+from cases import flatten
+from tracing import CELLS, LAYERS, Model, X, assert_same, torch_deprecates_itself
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -187,6 +48,13 @@ def test_symbolic_trace_of_the_layer_itself(name: str) -> None:
             torch.fx.symbolic_trace(getattr(package, name)(4, 7))
 
 
+def saved_and_loaded(scripted: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
 @torch_deprecates_itself
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_script(name: str) -> None:
@@ -196,17 +64,36 @@ def test_jit_script(name: str) -> None:
     scripted = torch.jit.script(model)
     assert_same(scripted(X), expected)
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    buffer = io.BytesIO()
-    torch.jit.save(scripted, buffer)
-    buffer.seek(0)
-    assert_same(torch.jit.load(buffer)(X), expected)
+    assert_same(saved_and_loaded(scripted)(X), expected)
+
+
+class OfPacked(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer = getattr(fused_rnn, name)(4, 7)
+
+    def forward(self, packed: PackedSequence) -> Tensor:
+        return self.layer(packed)[0].data
+
+
+@torch_deprecates_itself
+@pytest.mark.parametrize("name", LAYERS)
+def test_jit_script_packed(name: str) -> None:
+    model = OfPacked(name)
+    packed = pack_padded_sequence(X, torch.tensor([2, 5, 3]), enforce_sorted=False)
+    expected = model(packed)
+    scripted = torch.jit.script(model)
+    assert_same(scripted(packed), expected)
+    assert_same(saved_and_loaded(scripted)(packed), expected)
 
 
 @torch_deprecates_itself
 @pytest.mark.parametrize("name", CELLS)
 def test_jit_script_cells(name: str) -> None:
     cell = getattr(fused_rnn, name)(4, 7)
-    assert_same(torch.jit.script(cell)(X[0]), cell(X[0]))
+    scripted = torch.jit.script(cell)
+    assert_same(scripted(X[0]), cell(X[0]))
+    assert_same(saved_and_loaded(scripted)(X[0]), cell(X[0]))
 
 
 @torch_deprecates_itself
@@ -214,10 +101,41 @@ def test_jit_script_cells(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_trace(name: str) -> None:
     model = Model(name)
-    traced = torch.jit.trace(model, (X,))
+    traced = saved_and_loaded(torch.jit.trace(model, (X,)))
     assert "fused_rnn::" not in str(traced.inlined_graph)
     x = torch.randn(7, 2, 4)
     assert_same(traced(x), model(x))
+
+
+@torch_deprecates_itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
+@pytest.mark.parametrize("name", LAYERS)
+def test_jit_trace_packed(name: str) -> None:
+    layer = getattr(fused_rnn, name)(4, 7)
+
+    class Packing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return pad_packed_sequence(self.layer(packed)[0])[0]
+
+    model = Packing()
+    traced = saved_and_loaded(torch.jit.trace(model, (X, torch.tensor([2, 5, 3]))))
+    x, lengths = torch.randn(7, 2, 4), torch.tensor([3, 7])
+    assert_same(traced(x, lengths), model(x, lengths))
+
+
+@torch_deprecates_itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
+@pytest.mark.parametrize("name", CELLS)
+def test_jit_trace_cells(name: str) -> None:
+    cell = getattr(fused_rnn, name)(4, 7)
+    traced = saved_and_loaded(torch.jit.trace(cell, (X[0],)))
+    x = torch.randn(5, 4)
+    assert_same(traced(x), cell(x))
 
 
 @torch_deprecates_itself
