@@ -1,4 +1,4 @@
-"""Layers on dense sequences: one layer, two bidirectional ones, projection, float64."""
+"""Layers on dense sequences: one layer, two bidirectional ones, projection, other types."""
 
 from timed import PACE, time_rows
 
@@ -8,3 +8,5 @@ bench_one_layer = time_rows("inference", "training")
 bench_stacked = time_rows("stacked-inference", "stacked-training")
 bench_projection = time_rows("projection-inference", "projection-training")
 bench_float64 = time_rows("float64-training")
+bench_float16 = time_rows("float16-training")
+bench_bfloat16 = time_rows("bfloat16-training")

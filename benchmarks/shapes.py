@@ -151,6 +151,19 @@ DOUBLE = (
     Shape(256, 50, 64, "large batch", dtype="float64"),
 )
 
+HALF = (
+    Shape(32, 60, 1, "the training loop as one sequence", input=1, dtype="float16"),
+    Shape(64, 50, 16, "small model, small batch", dtype="float16", short=True),
+    Shape(256, 50, 16, "wider model, small batch", dtype="float16"),
+)
+
+BRAIN = (
+    Shape(32, 60, 1, "the training loop as one sequence", input=1, dtype="bfloat16"),
+    Shape(64, 50, 16, "small model, small batch", dtype="bfloat16", short=True),
+    Shape(256, 50, 4, "few rows", dtype="bfloat16"),
+    Shape(256, 50, 64, "large batch", dtype="bfloat16"),
+)
+
 ALL = ("lstm", "gru", "rnn")
 GATED = ("lstm", "gru")
 
@@ -169,6 +182,8 @@ CATEGORIES = {
         Category("cells-training", "cell", True, ALL, CELLS),
         Category("streaming", "stream", False, ALL, STREAMS),
         Category("float64-training", "layer", True, GATED, DOUBLE),
+        Category("float16-training", "layer", True, GATED, HALF),
+        Category("bfloat16-training", "layer", True, GATED, BRAIN),
     )
 }
 

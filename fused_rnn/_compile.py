@@ -33,8 +33,31 @@ outside: Callable[..., Any] = _call
 of the graph: calls that are not fused are treated as torch.compile treats torch's own layers."""
 
 
+_eager: list[Callable[..., Any]] = []
+
+
+def never_first(*functions: Callable[..., Any]) -> None:
+    """Functions that Dynamo may follow into but not begin with.
+
+    Where recording a call ends in an error, Dynamo runs it as it stands and looks at each function
+    that it calls as something new to record: here that would be the eager way.
+    """
+    _eager.extend(functions)
+    if "torch._dynamo" in sys.modules:
+        _mark(sys.modules["torch._dynamo"])
+
+
+def _mark(dynamo: ModuleType) -> None:
+    skip = getattr(dynamo.eval_frame, "skip_code", None)
+    while _eager:
+        function = _eager.pop()
+        if skip is not None:
+            skip(function.__code__)
+
+
 def _register(dynamo: ModuleType) -> None:
     global outside
+    _mark(dynamo)
     disable: Any = torch.compiler.disable
     outside = disable(_call, reason="a call that is not fused runs torch.nn's recurrent layer")
     builder: Any = dynamo.variables.builder.VariableBuilder

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import reference
+from . import _compile, reference
 from ._narrow import with_types
 from ._ops import cell, cell_op
 from ._ops import direct_cell as direct
@@ -145,6 +145,9 @@ class _Cell(torch.nn.RNNCellBase, Fused):
                 if reason in DIFFERENTIABLE:
                     return self._step(reference.cell, input, states, params, kind)
         return super().forward(input, hx)
+
+
+_compile.never_first(_Cell._try, _Cell._step)
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):

@@ -278,6 +278,16 @@ class _Layer(torch.nn.RNNBase, Fused):
         return [like.new_zeros((blocks, *batch, width)) for blocks, _, width in sizes]
 
 
+_compile.never_first(
+    _Layer._try,
+    _Layer._packed,
+    _Layer._try_packed,
+    _Layer._dense,
+    _Layer._run,
+    _Layer._run_packed,
+)
+
+
 class LSTM(_Layer, torch.nn.LSTM):
     """torch.nn.LSTM on fused kernels: the same constructor, parameters, arguments and results.
 

@@ -10,8 +10,13 @@
 // Packing reads and writes every weight once, which one step of few rows would not earn back:
 // there the weights are read where they are, each gate a dot product.
 
-// One step of up to this many rows reads the weights in place.
+// One step of up to this many rows reads the weights in place, and of up to kRowsInPlaceWide rows
+// where they have more than kWideBytes bytes (LSTM H = 512: 8 rows 0.25 ms against 0.74 with a load
+// of a weight for each row, 16 rows 0.45 against 0.65 with panels, 32 rows the same; H = 128: 16
+// rows 44 us against 34 with panels).
 constexpr int64_t kRowsInPlace = 8;
+constexpr int64_t kRowsInPlaceWide = 32;
+constexpr int64_t kWideBytes = 2 << 20;
 // One row reads a w_hh of more than this many bytes in place at every step: it comes from memory
 // each time anyway, and a panel would only add its own traffic (H = 1536, 38 MB: 53 ms against 74;
 // at 16 MB panels are a sixth faster, below it neither wins everywhere).
@@ -140,67 +145,144 @@ struct ForwardStep {
   }
 };
 
-// sums[j] += w[j] . x for the n <= kLanes rows of w that follow each other, K long.
+// Rows that share each load of a weight read in place.
 template <typename T>
-FUSED_RNN_INLINE Vec<T> dot_products(Vec<T> sums, const T* w, int n, const T* x, int64_t K) {
+constexpr int kDotRows = Vec<T>::kLanes < 4 ? Vec<T>::kLanes : 4;
+
+// w[j] . x[r] in lane r * (kLanes / R) + j, for R rows x and kLanes / R rows of w that follow each
+// other, of which n are there; K long. Each product is summed in a register of its own, and a
+// transposition adds those up in the end.
+template <int R, typename T>
+FUSED_RNN_INLINE Vec<T> dot_products(const T* w, int n, const T* const* x, int64_t K) {
   using V = Vec<T>;
+  constexpr int kAbreast = V::kLanes / R;
   V products[V::kLanes];
-  const T* rows[V::kLanes];
+  const T* rows[kAbreast];
 #pragma GCC unroll 16
-  for (int j = 0; j < V::kLanes; ++j) {
-    products[j] = V::zero();
+  for (int j = 0; j < kAbreast; ++j) {
     rows[j] = w + (j < n ? j : 0) * K;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) products[r * kAbreast + j] = V::zero();
   }
-  for (int64_t block = 0; block < blocks_of<T>(K); ++block) {
-    const int64_t k = block * V::kLanes;
-    const int lanes = lanes_of<T>(block, K);
-    const V value = V::load(x + k, lanes);
-    if (lanes == V::kLanes) {
+  const auto add = [&](int64_t k, int lanes) __attribute__((always_inline)) {
+    V value[R];
 #pragma GCC unroll 16
-      for (int j = 0; j < V::kLanes; ++j)
-        products[j] = fma(value, V::load(rows[j] + k), products[j]);
-    } else {
+    for (int r = 0; r < R; ++r) value[r] = V::load(x[r] + k, lanes);
 #pragma GCC unroll 16
-      for (int j = 0; j < V::kLanes; ++j)
-        products[j] = fma(value, V::load(rows[j] + k, lanes), products[j]);
+    for (int j = 0; j < kAbreast; ++j) {
+      const V weights = V::load(rows[j] + k, lanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        products[r * kAbreast + j] = fma(value[r], weights, products[r * kAbreast + j]);
     }
-  }
+  };
+  int64_t k = 0;
+  for (; k + V::kLanes <= K; k += V::kLanes) add(k, V::kLanes);
+  if (k < K) add(k, static_cast<int>(K - k));
   transpose_square<T>(products);
+  V total = products[0];
 #pragma GCC unroll 16
-  for (int j = 0; j < V::kLanes; ++j) sums = sums + products[j];
-  return sums;
+  for (int j = 1; j < V::kLanes; ++j) total = total + products[j];
+  return total;
 }
 
-// A step with the weights in torch's layout, block of units by block.
-template <typename Cell, typename T>
-void step_in_place(ForwardStep<Cell, T>& step, int64_t rows, Range blocks) {
-  using V = Vec<T>;
-  const ForwardArgs<T>& args = step.plan.args;
-  const int64_t H = args.shape.H;
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    const int64_t unit = block * V::kLanes;
-    const int n = lanes_of<T>(block, H);
-    for (int64_t row = 0; row < rows; ++row) {
-      const ForwardRow<T>& at = step.rows[row];
-      V sum[Cell::kSums];
-#pragma GCC unroll 8
-      for (int s = 0; s < Cell::kSums; ++s)
-        sum[s] = V::load(step.plan.bias + (block * Cell::kSums + s) * V::kLanes);
-      for (int g = 0; g < Cell::kGates; ++g) {
-        V& x_sum = sum[Cell::XMap::at(g)];
-        if (at.ahead != nullptr) x_sum = V::load(at.ahead + (block * Cell::kGates + g) * V::kLanes);
-        x_sum =
-            dot_products(x_sum, args.weights.w_ih + (g * H + unit) * args.shape.I, n, at.x, step.I);
-      }
-      for (int g = 0; g < Cell::kGates; ++g) {
-        V& h_sum = sum[Cell::HMap::at(g)];
-        h_sum = dot_products(h_sum, args.weights.w_hh + (g * H + unit) * args.shape.hidden(), n,
-                             at.h_prev, args.shape.hidden());
-      }
-      step.finish(row, block, sum);
+// sums[r * stride + j] += w[j] . x[r] for R rows x and the n <= kLanes rows of w.
+template <int R, typename T>
+void add_dot_products(const T* w, int n, const T* const* x, int64_t K, T* sums, int64_t stride) {
+  constexpr int kAbreast = Vec<T>::kLanes / R;
+  for (int first = 0; first < n; first += kAbreast) {
+    T lanes[Vec<T>::kLanes];
+    dot_products<R>(w + first * K, n - first, x, K).store(lanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      T* const to = sums + r * stride + first;
+#pragma GCC unroll 16
+      for (int j = 0; j < kAbreast; ++j) to[j] += lanes[r * kAbreast + j];
     }
   }
 }
+
+// A step with the weights in torch's layout, block of units by block. Rows pass by each gate's
+// weights of a block while those are in cache, several at a time for each load of a weight.
+template <typename Cell, typename T>
+struct InPlace {
+  using V = Vec<T>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int kGates = Cell::kGates;
+  static constexpr int kRows = kLanes < 4 ? kLanes : 4;  // that share a load
+  static constexpr int kMost = 32;                       // whose sums are kept at a time
+  static constexpr int64_t kStride = Cell::kSums * kLanes;
+
+  ForwardStep<Cell, T>& step;
+  const LayerWeights<T>& w = step.plan.args.weights;
+  int64_t H = step.plan.args.shape.H;
+  int64_t I = step.plan.args.shape.I;
+  int64_t O = step.plan.args.shape.hidden();
+
+  void run(int64_t rows, Range blocks) {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      if (rows == 1) {
+        one_row(block);
+      } else {
+        for (int64_t first = 0; first < rows; first += kMost)
+          many_rows(block, first, rows - first < kMost ? rows - first : kMost);
+      }
+    }
+  }
+
+  // Its sums stay in registers.
+  void one_row(int64_t block) {
+    const ForwardRow<T>& at = step.rows[0];
+    const int64_t unit = block * kLanes;
+    const int n = lanes_of<T>(block, H);
+    V sum[Cell::kSums];
+#pragma GCC unroll 8
+    for (int s = 0; s < Cell::kSums; ++s)
+      sum[s] = V::load(step.plan.bias + block * kStride + s * kLanes);
+    for (int g = 0; g < kGates; ++g) {
+      V& x_sum = sum[Cell::XMap::at(g)];
+      if (at.ahead != nullptr) x_sum = V::load(at.ahead + (block * kGates + g) * kLanes);
+      x_sum = x_sum + dot_products<1>(w.w_ih + (g * H + unit) * I, n, &at.x, step.I);
+    }
+    for (int g = 0; g < kGates; ++g) {
+      V& h_sum = sum[Cell::HMap::at(g)];
+      h_sum = h_sum + dot_products<1>(w.w_hh + (g * H + unit) * O, n, &at.h_prev, O);
+    }
+    step.finish(0, block, sum);
+  }
+
+  // They never have their input products ahead, which is for sequences.
+  void many_rows(int64_t block, int64_t first, int64_t count) {
+    const int64_t unit = block * kLanes;
+    const int n = lanes_of<T>(block, H);
+    alignas(64) T sums[kMost * kStride];
+    for (int64_t i = 0; i < count; ++i)
+      __builtin_memcpy(sums + i * kStride, step.plan.bias + block * kStride, kStride * sizeof(T));
+    for (int g = 0; g < kGates; ++g) {
+      const int64_t row = g * H + unit;
+      products(w.w_ih + row * I, n, &ForwardRow<T>::x, first, count, I,
+               sums + Cell::XMap::at(g) * kLanes);
+      products(w.w_hh + row * O, n, &ForwardRow<T>::h_prev, first, count, O,
+               sums + Cell::HMap::at(g) * kLanes);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      V sum[Cell::kSums];
+#pragma GCC unroll 8
+      for (int s = 0; s < Cell::kSums; ++s) sum[s] = V::load(sums + i * kStride + s * kLanes);
+      step.finish(first + i, block, sum);
+    }
+  }
+
+  void products(const T* weights, int n, const T* ForwardRow<T>::* operand, int64_t first,
+                int64_t count, int64_t K, T* sums) {
+    const T* x[kMost];
+    for (int64_t i = 0; i < count; ++i) x[i] = step.rows[first + i].*operand;
+    int64_t i = 0;
+    for (; i + kRows <= count; i += kRows)
+      add_dot_products<kRows>(weights, n, x + i, K, sums + i * kStride, kStride);
+    for (; i < count; ++i) add_dot_products<1>(weights, n, x + i, K, sums + i * kStride, kStride);
+  }
+};
 
 // The input products of many rows, biases included, kept in the layout of the sums.
 template <typename Cell, typename T>
@@ -327,7 +409,7 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier&
 
     ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I};
     if (plan.h_in_place) {
-      step_in_place(tiles, rows, mine.units);
+      InPlace<Cell, T>{tiles}.run(rows, mine.units);
     } else {
       for_each_tile<Cell::kSums>(rows, mine.units, tiles);
     }
@@ -380,7 +462,8 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
   const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(T));
   const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(T));
-  plan.x_in_place = shape.T == 1 && shape.B <= kRowsInPlace;
+  plan.x_in_place = shape.T == 1 &&
+                    shape.B <= (hh_bytes + ih_bytes < kWideBytes ? kRowsInPlace : kRowsInPlaceWide);
   plan.h_in_place = plan.x_in_place || (shape.B == 1 && hh_bytes > kInPlaceBytes);
   plan.ahead = shape.T > 1 && (thread_rows <= kRowsAhead || (thread_rows <= kRowsAheadOfMemory &&
                                                              hh_bytes + ih_bytes > kAheadBytes));

@@ -366,6 +366,8 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 1, 1, 1, 1, 0, true, true, false, false, 1});
     all.push_back({kind, 1, 3, 17, 31, 0, true, false, false, false, 1});
     all.push_back({kind, 1, 13, 5, 33, 0, true, true, false, true, 2});
+    all.push_back({kind, 1, 7, 19, 31, 0, true, true, false, false, 1});
+    all.push_back({kind, 1, 8, 2, 65, 0, false, true, false, false, 2});
     all.push_back({kind, 4, 1, 1, 32, 0, true, true, false, false, 1});
     all.push_back({kind, 9, 3, 3, 17, 0, false, false, false, true, 1});
     all.push_back({kind, 5, 17, 31, 65, 0, true, true, true, false, 2});
@@ -386,6 +388,9 @@ std::vector<Shape> shapes() {
   // Weights beyond the caches: read in place by one row, input products ahead for several.
   all.push_back({CellKind::lstm, 2, 1, 3, 1000, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 2, 7, 3, 1000, 0, true, true, false, false, 1});
+  // One step, large weights: read in place for more rows.
+  all.push_back({CellKind::lstm, 1, 22, 261, 300, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 1, 31, 263, 300, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 12, 5, 70, 129, 70, true, true, true, true, 2});
   all.push_back({CellKind::lstm, 1, 2, 7, 19, 5, true, true, false, false, 1});
   all.push_back({CellKind::lstm, 6, 5, 7, 33, 17, true, true, true, true, 2});
