@@ -9,9 +9,9 @@
 // The gradients of the weights are deltas^T x and deltas^T h_prev: the deltas are read as they lie,
 // x and h_prev are packed, and the sums go straight to where the caller wants them.
 
-// Deltas of a chunk: few enough bytes to stay in cache, but at least as many rows as make the
-// products long.
-constexpr int64_t kChunkBytes = 2 << 20;
+// A chunk's deltas and the copies of x and h_prev beside them: few enough bytes to stay in cache,
+// but at least as many rows as make the products long.
+constexpr int64_t kChunkBytes = 3 << 20;
 constexpr int64_t kChunkRows = 256;
 
 // Where one row of a step reads and writes.
@@ -458,7 +458,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   plan.want_weights = args.grad_w_ih != nullptr || args.grad_w_hh != nullptr ||
                       args.grad_b_ih != nullptr || args.grad_b_hh != nullptr ||
                       args.grad_w_hr != nullptr;
-  plan.chunk_rows = kChunkBytes / (D * static_cast<int64_t>(sizeof(T)));
+  plan.chunk_rows = kChunkBytes / ((D + I + O) * static_cast<int64_t>(sizeof(T)));
   if (plan.chunk_rows < kChunkRows) plan.chunk_rows = kChunkRows;
   if (plan.chunk_rows < shape.B) plan.chunk_rows = shape.B;
   if (plan.chunk_rows > plan.N) plan.chunk_rows = plan.N;
