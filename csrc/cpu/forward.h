@@ -145,10 +145,6 @@ struct ForwardStep {
   }
 };
 
-// Rows that share each load of a weight read in place.
-template <typename T>
-constexpr int kDotRows = Vec<T>::kLanes < 4 ? Vec<T>::kLanes : 4;
-
 // w[j] . x[r] in lane r * (kLanes / R) + j, for R rows x and kLanes / R rows of w that follow each
 // other, of which n are there; K long. Each product is summed in a register of its own, and a
 // transposition adds those up in the end.

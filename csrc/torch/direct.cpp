@@ -174,6 +174,7 @@ std::string_view text(PyObject* object) {
   Py_ssize_t size = 0;
   const char* data = nullptr;
   if (object != nullptr && PyUnicode_Check(object)) data = PyUnicode_AsUTF8AndSize(object, &size);
+  if (data == nullptr) PyErr_Clear();  // Half of a surrogate pair has no UTF-8.
   return {data, static_cast<size_t>(size)};
 }
 

@@ -5,7 +5,6 @@
 // most 5e-10 for float and 5e-19 for double, well under half an ulp. Bounds measured against
 // long double on samples of the whole range (tests/cpp/kernels_test.cpp holds them):
 //   sigmoid and tanh, float and double: 3 ulp (2.0 and 2.5 found)
-// but sigmoid is zero where it would be below a quarter of the smallest normal number.
 // Infinities give the limits, a NaN gives a NaN, tanh(x) keeps the relative accuracy of small x.
 
 template <typename T>
@@ -19,7 +18,8 @@ struct ExpConstants<float> {
   static constexpr float kLog2e = 1.44269504F;
   static constexpr float kLn2High = 0.693359375F;
   static constexpr float kLn2Low = -2.12194440e-4F;
-  static constexpr float kLimit = 89.0F;      // exp(89) is infinite
+  static constexpr float kLeast = -104.0F;    // exp(-104) rounds to zero
+  static constexpr float kMost = 88.0F;       // exp(88) is finite
   static constexpr float kTanhLimit = 20.0F;  // tanh(10) rounds to 1
   static constexpr float kP[] = {0.5000000014F,   0.1666666676F,   0.04166646337F,
                                  0.008333285716F, 0.001393382228F, 0.0001990779075F};
@@ -33,7 +33,8 @@ struct ExpConstants<double> {
   static constexpr double kLog2e = 1.4426950408889634;
   static constexpr double kLn2High = 0.693147180369123816490;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
-  static constexpr double kLimit = 710.0;
+  static constexpr double kLeast = -746.0;
+  static constexpr double kMost = 709.0;
   static constexpr double kTanhLimit = 40.0;
   static constexpr double kP[] = {0.5,
                                   0.166666666666666711,
@@ -48,8 +49,8 @@ struct ExpConstants<double> {
                                   2.09217419687959498e-9};
 };
 
-// The sum of c[i] r^i by halves: as many operations as Horner's rule, in a chain of
-// log2(count) instead of count.
+// The sum of c[i] r^i by halves: Horner's rule takes no powers of r, but a chain of count
+// operations, and this one of log2(count).
 template <typename T, int kCount, int kPowers>
 FUSED_RNN_INLINE Vec<T> polynomial(const T* c, const Vec<T> (&powers)[kPowers]) {
   if constexpr (kCount == 1) {
@@ -112,13 +113,14 @@ FUSED_RNN_INLINE Vec<T> scale(Vec<T> x, Vec<T> n) {
   }
 }
 
-// sigmoid(x) = 1 / (1 + exp(-x))
+// sigmoid(x) = e / (1 + e), e = exp(x): accurate down to the denormals, and infinite nowhere.
 template <typename T>
 FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using C = ExpConstants<T>;
   const auto one = Vec<T>::broadcast(1);
-  const auto [expm1_r, n] = exp_parts(clamp(Vec<T>::zero() - x, -C::kLimit, C::kLimit));
-  return one / (one + scale(expm1_r + one, n));
+  const auto [expm1_r, n] = exp_parts(clamp(x, C::kLeast, C::kMost));
+  const Vec<T> e = scale(expm1_r + one, n);
+  return e / (one + e);
 }
 
 // tanh(x) = expm1(2x) / (expm1(2x) + 2), expm1(2x) = 2^n expm1(r) + (2^n - 1)
