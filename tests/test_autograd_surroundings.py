@@ -392,7 +392,9 @@ def test_two_threads_run_backward(kind: str, cell: bool) -> None:
 
     total = total_of(module(xs[0]))
     shared = run_in_two_threads(
-        lambda _: [torch.autograd.grad(total, [xs[0], *params], retain_graph=True)] * 5
+        lambda _: [
+            torch.autograd.grad(total, [xs[0], *params], retain_graph=True) for _ in range(5)
+        ]
     )
     for rounds in shared:
         for grads in rounds:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn
+from cases import assert_close, flatten
 from fused_rnn._ops import direct_cell, direct_layer
 
 LAYERS = [fused_rnn.LSTM, fused_rnn.GRU, fused_rnn.RNN]
@@ -47,12 +48,6 @@ def example(module_class: type) -> tuple[Any, torch.Tensor, Any]:
     return module, input, tuple(states) if "LSTM" in module_class.__name__ else states[0]
 
 
-def tensors_of(results: Any) -> list[torch.Tensor]:
-    if isinstance(results, torch.Tensor):
-        return [results]
-    return [tensor for result in results for tensor in tensors_of(result)]
-
-
 @pytest.mark.parametrize("module_class", MODULES)
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("given", [False, True])
@@ -63,10 +58,10 @@ def test_both_ways_give_the_same_bits(
     hx = hx if given else None
     with torch.set_grad_enabled(grad):
         assert direct(module, input, hx) is not None
-        short = tensors_of(module(input, hx))
+        short = flatten(module(input, hx))
         for name in ("layers", "cells"):
             monkeypatch.setattr(f"fused_rnn.{name}.direct", lambda *_: None)
-        long = tensors_of(module(input, hx))
+        long = flatten(module(input, hx))
     assert len(short) == len(long)
     for a, b in zip(short, long, strict=True):
         assert torch.equal(a, b)
@@ -90,9 +85,8 @@ def test_layouts(module_class: type, batch_first: bool, layers: int, bidirection
     plain.load_state_dict(module.state_dict())
     for input in (torch.randn(4, 3, 5), torch.randn(4, 5), torch.randn(4, 5, 3).mT):
         results = direct(module, input)
-        for ours, theirs in zip(tensors_of(results), tensors_of(plain(input)), strict=True):
-            assert ours.shape == theirs.shape
-            torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
+        for ours, theirs in zip(flatten(results), flatten(plain(input)), strict=True):
+            assert_close("result", ours, theirs, 2e-5)
 
 
 @contextlib.contextmanager
@@ -219,7 +213,7 @@ def test_wrong_calls_of_the_function_itself() -> None:
 def test_inference_mode() -> None:
     module, input, hx = example(fused_rnn.LSTM)
     with torch.inference_mode():
-        results = tensors_of(direct(module, input, hx))
+        results = flatten(direct(module, input, hx))
     assert all(result.is_inference() for result in results)
     assert not any(result.requires_grad for result in results)
 

@@ -1,6 +1,7 @@
 """float16 and bfloat16, as the type of a module and under autocast: torch's types, and errors no
 larger than torch's."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ LAYERS = ("LSTM", "GRU", "RNN")
 MODULES = (*LAYERS, "LSTMCell", "GRUCell", "RNNCell")
 
 LAYER_CASES = tuple(
-    Case(kind, 7, 3, 5, 17, **more)
+    replace(Case(kind, 7, 3, 5, 17), **more)
     for kind in KINDS
     for more in (
         {},
@@ -35,7 +36,11 @@ LAYER_CASES = tuple(
         {"L": 2, "bidirectional": True, "batch_first": True},
         {"lengths": (7, 4, 1)},
         {"lengths": (2, 7, 5), "L": 2},
-        *([{"P": 5}] if kind == "LSTM" else []),
+        {"lengths": (2, 7, 5), "bidirectional": True},
+        {"T": 1},
+        {"B": 1},
+        {"B": 0},
+        *([{"P": 5}, {"P": 5, "L": 2, "bidirectional": True}] if kind == "LSTM" else []),
     )
 )
 
@@ -126,11 +131,42 @@ def test_operators(case: Case, dtype: torch.dtype) -> None:
 
 def test_second_derivatives() -> None:
     layer = fused_rnn.GRU(3, 4, dtype=torch.bfloat16)
-    x = torch.randn(5, 2, 3, dtype=torch.bfloat16, requires_grad=True)
-    (grad,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
-    (again,) = torch.autograd.grad(grad.square().sum(), x)
-    assert again.dtype == torch.bfloat16
-    assert again.isfinite().all()
+    x = torch.randn(5, 2, 3, dtype=torch.bfloat16)
+
+    def second(layer: Any, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    narrow = second(layer, x)
+    assert narrow.dtype == torch.bfloat16
+    # The products and sums of torch's own layers, in bfloat16.
+    assert_close("second", narrow.double(), second(layer.double(), x.double()), 0.05)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_subset_of_requires_grad(kind: str, dtype: torch.dtype) -> None:
+    """Frozen tensors change nothing for the others."""
+    case = Case(kind, 4, 3, 5, 7, L=2, bidirectional=True)
+    layer = case.module(fused_rnn, dtype)
+    x, states = case.tensors(dtype)
+    leaves = [x.requires_grad_(), *(s.requires_grad_() for s in states)]
+    tensors = [*leaves, *layer.parameters()]
+
+    def gradients() -> list[Tensor | None]:
+        for tensor in tensors:
+            tensor.grad = None
+        sum(r.float().sum() for r in flatten(module_call(case, layer)(x, states))).backward()
+        return [tensor.grad for tensor in tensors]
+
+    complete = gradients()
+    for frozen in ([0], range(len(leaves)), range(len(leaves), len(tensors)), [len(tensors) - 1]):
+        for index, tensor in enumerate(tensors):
+            tensor.requires_grad_(index not in frozen)
+        for index, (one, other) in enumerate(zip(gradients(), complete, strict=True)):
+            assert (one is None) == (index in frozen)
+            assert one is None or torch.equal(one, other)
 
 
 @pytest.mark.parametrize("given", ["nothing", "float32", "narrow"])
@@ -178,11 +214,14 @@ def test_autocast(
             # torch has no kernel for these: "could not create a primitive descriptor".
             with pytest.raises(RuntimeError):
                 theirs(*call)
-            assert all(result.dtype == actual[0].dtype for result in actual)
-            expected = actual
+            # Type promotion would give this, as it does for packed input.
+            kind = torch.float16 if given == "narrow" else torch.float32
+            for one, wide in zip(actual, truth, strict=True):
+                tolerance = max(2e-5, torch.finfo(kind).eps)
+                assert_close("result", one, wide.to(kind), tolerance)
         else:
-            expected = flatten(theirs(*call))
-    check_errors(("output", "hn", "cn")[: len(truth)], actual, expected, truth)
+            names = ("output", "hn", "cn")[: len(truth)]
+            check_errors(names, actual, flatten(theirs(*call)), truth)
     grads = torch.autograd.grad(
         sum(result.float().sum() for result in actual), list(ours.parameters())
     )
@@ -191,7 +230,7 @@ def test_autocast(
         torch.autograd.grad(sum(result.sum() for result in truth), list(exact.parameters())),
         strict=True,
     ):
-        assert_close("gradient", grad.double(), wide, 2e-2)
+        assert_close("gradient", grad.double(), wide, 2e-5)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -237,6 +276,16 @@ def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         ahead = _narrow.torch_is_ahead(torch.bfloat16, weights, 3200, 32, onednn=True)
         assert ahead == multiplies
         assert not _narrow.torch_is_ahead(torch.float16, weights, 3200, 32, onednn=True)
+        for onednn, limit in ((True, 2 << 20), (False, 20 << 20)):
+            for batch in (limit // weights, limit // weights + 1):
+                ahead = _narrow.torch_is_ahead(torch.bfloat16, weights, 3200, batch, onednn)
+                assert ahead == (multiplies and batch * weights > limit)
+        for dtype in NARROW:
+            fewest = 16 if multiplies and dtype == torch.bfloat16 else 4
+            for rows in (1, 3, 4, 15, 16):
+                ahead = _narrow.torch_is_ahead(dtype, (1 << 18) + 1, rows, 1, onednn=False)
+                assert ahead == (rows < fewest)
+                assert not _narrow.torch_is_ahead(dtype, 1 << 18, rows, 1, onednn=False)
 
 
 @pytest.mark.parametrize("size", [9, 700])
@@ -253,8 +302,10 @@ def test_random_parametrizations_are_drawn_as_often_as_by_torch(
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
             results.append(layer(torch.ones(1, 1, 5, dtype=dtype))[0])
             results.append(torch.rand(1))
-    for one, other in zip(results[2:], results[:2], strict=True):
-        assert_close("result", one, other, 2 * torch.finfo(torch.bfloat16).eps)
+            faster = "faster" in str(fused_rnn.explain(layer, torch.ones(1, 1, 5, dtype=dtype)))
+        assert package is torch.nn or faster == (size == 700)
+    assert_close("result", results[2], results[0], 2 * torch.finfo(torch.bfloat16).eps)
+    assert torch.equal(results[3], results[1])
 
 
 def test_results_are_rounded_once() -> None:
@@ -271,12 +322,11 @@ def test_results_are_rounded_once() -> None:
 
 def test_functional() -> None:
     case = Case("LSTM", 4, 2, 3, 5)
-    layer = case.module(torch.nn, torch.bfloat16)
+    layer = case.module(fused_rnn, torch.bfloat16)
     x, states = case.tensors(torch.bfloat16)
-    results = run_with_grads(
-        lambda x, s: fused_rnn.functional.lstm(x, list(layer.parameters()), tuple(s)),
-        x,
-        states,
-        list(layer.parameters()),
+    params = list(layer.parameters())
+    by_function = run_with_grads(
+        lambda x, s: fused_rnn.functional.lstm(x, params, tuple(s)), x, states, params
     )
-    assert all(result.dtype == torch.bfloat16 for result in results)
+    by_module = run_with_grads(module_call(case, layer), x, states, params)
+    assert all(map(torch.equal, by_function, by_module))

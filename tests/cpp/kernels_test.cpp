@@ -382,12 +382,15 @@ std::vector<Shape> shapes() {
     all.push_back({kind, T, 12, 2, 129, 0, true, true, true, false, 1});
     all.push_back({kind, T, 9, 2, 129, 0, true, true, false, true, 2});
   }
-  // Weights beyond the caches: read in place by one row, input products ahead for several.
-  all.push_back({CellKind::lstm, 2, 1, 3, 1000, 0, true, true, false, false, 2});
-  all.push_back({CellKind::lstm, 2, 7, 3, 1000, 0, true, true, false, false, 1});
+  // Weights beyond the caches, in both types: read in place by one row, input products ahead for
+  // several.
+  all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 2, 7, 3, 1300, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 2, 1, 3, 1500, 0, true, true, false, false, 1});
   // One step, large weights: read in place for more rows.
   all.push_back({CellKind::lstm, 1, 22, 261, 300, 0, true, true, false, false, 1});
-  all.push_back({CellKind::gru, 1, 31, 263, 300, 0, true, true, false, false, 2});
+  all.push_back({CellKind::gru, 1, 31, 330, 300, 0, true, true, false, false, 2});
+  all.push_back({CellKind::rnn_tanh, 1, 32, 300, 600, 0, true, true, false, false, 1});
   all.push_back({CellKind::lstm, 12, 5, 70, 129, 70, true, true, true, true, 2});
   all.push_back({CellKind::lstm, 1, 2, 7, 19, 5, true, true, false, false, 1});
   all.push_back({CellKind::lstm, 6, 5, 7, 33, 17, true, true, true, true, 2});
