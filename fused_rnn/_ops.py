@@ -87,7 +87,8 @@ Args:
 Returns:
     output [T, B, D*(P or H)] or [N, D*(P or H)], hn, and for "lstm" cn.
 
-All tensors are float32 or all float64, on the CPU. RuntimeError for anything else.
+All tensors have one type, float16, bfloat16, float32 or float64, and are on the CPU. RuntimeError
+for anything else. Types of 16 bits are computed with as float32.
 """
 
 cell: CellOp = namespace.cell.default._op

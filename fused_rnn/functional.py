@@ -19,8 +19,9 @@ from torch import _VF, Tensor
 from torch.compiler import is_compiling
 
 from . import _ops, reference
+from ._narrow import NARROW, torch_is_ahead
 from ._traits import TRAITS
-from .dispatch import DIFFERENTIABLE, as_states, is_traced, obstacle, traced_obstacle
+from .dispatch import AHEAD, DIFFERENTIABLE, as_states, is_traced, obstacle, traced_obstacle
 
 Layers = Callable[..., list[Tensor]]
 """The operator fused_rnn::sequence, or a function of its arguments and results."""
@@ -88,6 +89,11 @@ def _torch_layers(
     return list(run(input, batch_sizes, hx, *settings))
 
 
+def _weights(params: Sequence[Tensor]) -> int:
+    """Number of weights of the first layer in one direction, without biases."""
+    return sum(param.numel() for param in params[:2])
+
+
 def _run(
     cell: str,
     input: Tensor,
@@ -104,6 +110,13 @@ def _run(
     else:
         # The width of the input is the operator's to check: there is no module to ask.
         reason, fused = obstacle(input, (rank,), input.shape[-1], states, params), _ops.sequence
+        if reason is None and input.dtype in NARROW:
+            rows = input.numel() // input.shape[-1]
+            batch = input.shape[1] if batch_sizes is None else rows // max(len(batch_sizes), 1)
+            projected = len(params) // (num_layers * (2 if bidirectional else 1)) in (3, 5)
+            onednn = cell == "lstm" and batch_sizes is None and not projected
+            if torch_is_ahead(input.dtype, _weights(params), rows, batch, onednn):
+                reason = AHEAD
     if reason is None or reason in DIFFERENTIABLE:
         layers: Layers = fused if reason is None else reference.layers
         if dropout > 0 and num_layers > 1:
@@ -239,6 +252,10 @@ def _run_cell(
         reason, fused = traced_obstacle(input, (2,)), _ops.cell_op
     else:
         reason, fused = obstacle(input, (2,), input.shape[-1], states, given), _ops.cell
+        if reason is None and input.dtype in NARROW:
+            rows = input.shape[0]
+            if torch_is_ahead(input.dtype, _weights(given), rows, rows, onednn=False):
+                reason = AHEAD
     if reason is None:
         return fused(input, states, given, cell)
     if reason in DIFFERENTIABLE:
