@@ -30,7 +30,7 @@ def _call(forward: Any, module: torch.nn.Module, input: Any, hx: Any) -> Any:
 
 outside: Callable[..., Any] = _call
 """outside(forward, module, input, hx) calls forward(module, input, hx), under torch.compile outside
-of the graph: calls that are not fused are treated as torch.compile treats torch's own layers."""
+of the graph. So go the layers' calls that a graph does not hold fused."""
 
 
 _eager: list[Callable[..., Any]] = []
@@ -59,7 +59,7 @@ def _register(dynamo: ModuleType) -> None:
     global outside
     _mark(dynamo)
     disable: Any = torch.compiler.disable
-    outside = disable(_call, reason="a call that is not fused runs torch.nn's recurrent layer")
+    outside = disable(_call, reason="a call that is not fused in a graph runs outside of it")
     builder: Any = dynamo.variables.builder.VariableBuilder
     wrap_module = getattr(builder, "wrap_module", None)
     if wrap_module is None:

@@ -7,7 +7,7 @@ promotion decide the rest, so that the types of its results depend on the cell a
 whole call is computed in float32 from what was given, and the results get torch's types.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,9 @@ def torch_is_ahead(dtype: torch.dtype, weights: int, rows: int, batch: int, oned
     """Whether torch's implementation is faster than converting to float32 and back.
 
     That is so where the weights are large and used for a few rows only, and with instructions for
-    bfloat16 where the products of a step are large. The limits were measured on one core with
-    AVX-512 and bfloat16 dot products, as times torch's speed: LSTMCell H = 128, 1.3 to 1.9,
+    bfloat16 where the products of a step are large. The limits were measured with modules of the
+    narrow type (not under autocast, where the weights need no conversion), on one core with AVX-512
+    and bfloat16 dot products, as times torch's speed: LSTMCell H = 128, 1.3 to 1.9,
     H = 512, 0.1 to 0.5; in bfloat16 LSTM H = 64, B = 16 is at 1.0 to 1.1, H = 128, B = 32 at 0.7,
     GRU H = 128, B = 32 at 1.9 to 2.4, H = 256, B = 64 at 0.9 to 1.0.
 
@@ -51,7 +52,6 @@ def torch_is_ahead(dtype: torch.dtype, weights: int, rows: int, batch: int, oned
 def result_types(
     input: Tensor,
     states: Sequence[Tensor],
-    params: Sequence[Tensor],
     cell: str,
     *,
     projected: bool = False,
@@ -62,20 +62,19 @@ def result_types(
     Args:
         input: of a layer, its packed data, or of a cell.
         states: none, [h] or [h, c].
-        params: of the module, in any order.
         cell: the operators' name of the cell.
         projected: for an LSTM with proj_size.
         onednn: for what torch computes with oneDNN, LSTMs on dense input, when it can.
 
     Returns:
-        None where something else than float32 weights and float32 or fast input is at work.
+        None where something else than float32 and the fast type is at work.
     """
     fast = torch.get_autocast_dtype("cpu")
     common = (torch.float32, fast)
     if fast not in NARROW or input.dtype not in common:
         return None
     kinds = {state.dtype for state in states} or {input.dtype}
-    if len(kinds) > 1 or any(param.dtype != torch.float32 for param in params):
+    if len(kinds) > 1:
         return None
     (kind,) = kinds
     if kind not in common:
@@ -87,6 +86,32 @@ def result_types(
     if onednn and fast == torch.bfloat16 and not projected:
         return [fast, fast]
     return [fast, kind] if projected else [kind, kind]
+
+
+def are_castable(weights: Sequence[Any]) -> bool:
+    """Whether autocast casts weights of these types, as far as this package follows it."""
+    types = (torch.float32, torch.get_autocast_dtype("cpu"))
+    return all(isinstance(weight, Tensor) and weight.dtype in types for weight in weights)
+
+
+def in_float32(
+    run: Callable[[Tensor, list[Tensor], list[Tensor]], Any],
+    types: Sequence[torch.dtype],
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> Any:
+    """run(input, states, weights) in float32 without autocast, its results with the given types;
+    None where that gives None or the weights are of another type."""
+    if not are_castable(weights):
+        return None
+    with torch.autocast("cpu", enabled=False):
+        results = run(
+            input.float(),
+            [state.float() for state in states],
+            [weight.float() for weight in weights],
+        )
+    return None if results is None else with_types(results, types)
 
 
 def with_types(results: Any, types: Sequence[torch.dtype]) -> Any:

@@ -8,20 +8,17 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import _compile, reference
-from ._narrow import with_types
+from ._narrow import in_float32
 from ._ops import cell, cell_op
 from ._ops import direct_cell as direct
 from ._traits import TRAITS
 from .dispatch import (
-    AUTOCAST,
     DIFFERENTIABLE,
-    OVERCOME,
     PLAIN,
     Fused,
     as_states,
-    autocast_types,
-    cell_ahead,
     cell_misfit,
+    cell_types,
     check_devices,
     is_traced,
     obstacle,
@@ -50,8 +47,9 @@ class _Cell(torch.nn.RNNCellBase, Fused):
             return super().forward(input, hx)
         states = [] if hx is None else as_states(hx, kind)
         reason = obstacle(input, _RANKS, self.input_size, states)
-        if reason in OVERCOME and not cell_ahead(self, input, reason):
-            results = self._try(reason, input, states, self._params(), kind)
+        types = cell_types(self, input, states, kind, reason)
+        if types is not None:
+            results = self._try(reason, types, input, states, self._params(), kind)
             if results is not None:
                 return results
         return super().forward(input, hx)
@@ -59,21 +57,21 @@ class _Cell(torch.nn.RNNCellBase, Fused):
     def _try(
         self,
         reason: str | None,
+        types: list[torch.dtype],
         input: Tensor,
         states: list[Tensor],
         params: list[Tensor],
         kind: str,
     ) -> Any:
-        """The results of a call with this obstacle; None where torch is to take it."""
-        if reason == AUTOCAST:
-            types = autocast_types(self, input, None, states, params)
-            if types is None:
-                return None
-            with torch.autocast("cpu", enabled=False):
-                input, states = input.float(), [state.float() for state in states]
+        """The results of a call with this obstacle, of these types under autocast; None where torch
+        is to take it."""
+        if types:
+
+            def run(input: Tensor, states: list[Tensor], params: list[Tensor]) -> Any:
                 reason = obstacle(input, _RANKS, self.input_size, states)
-                results = self._try(reason, input, states, params, kind)
-            return None if results is None else with_types(results, types)
+                return self._try(reason, [], input, states, params, kind)
+
+            return in_float32(run, types, input, states, params)
         if reason in DIFFERENTIABLE:
             if cell_misfit(self, input, states, params, kind):
                 return None

@@ -1,10 +1,15 @@
 """The one place that decides which way a call goes, and the words for it.
 
-A call is fused when `obstacle` says nothing and the operator accepts the sizes. `obstacle` is on
-the hot path, so it asks about the surroundings and the input only; the operator itself checks every
-size, dtype and device in C++ before it computes. When it refuses, `layer_misfit` and `cell_misfit`
-say in Python what did not fit, and torch.nn's implementation takes the call and raises its own
-error or, where torch is more lenient, answers. An error that no misfit explains is passed on.
+Plain calls that fit are fused without coming here (`_ops.direct_layer` and `direct_cell`). Of the
+others, a call is fused when `obstacle` says nothing and the operator accepts the sizes. `obstacle`
+asks about the surroundings and the input only; the operator itself checks every size, dtype and
+device in C++ before it computes. When it refuses, `layer_misfit` and `cell_misfit` say in Python
+what did not fit, and torch.nn's implementation takes the call and raises its own error or, where
+torch is more lenient, answers. An error that no misfit explains is passed on.
+
+Some obstacles are overcome: transforms by the reference, autocast by computing in float32. And some
+calls without an obstacle go to torch, which is faster at them: `layer_types` and `cell_types` say
+so. Code that is being compiled asks `traced_obstacle` instead.
 """
 
 from collections.abc import Sequence
@@ -17,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._device import DeviceContext
 
 from . import export
-from ._narrow import NARROW, result_types, torch_is_ahead
+from ._narrow import NARROW, are_castable, result_types, torch_is_ahead
 from ._ops import extension
 from ._traits import TRAITS
 
@@ -119,71 +124,94 @@ def obstacle(
     return None
 
 
-def _narrow_type(input: Tensor, reason: str | None) -> torch.dtype | None:
-    """The narrow type that torch would multiply in, None where it would not."""
-    dtype = torch.get_autocast_dtype("cpu") if reason == AUTOCAST else input.dtype
-    return dtype if dtype in NARROW else None
-
-
-def layer_ahead(module: Any, input: Tensor, batch_sizes: Tensor | None, reason: str | None) -> bool:
-    """Whether torch's layer multiplies in a narrow type and is faster than the kernels.
-
-    Args:
-        module, input, batch_sizes: as of `layer_misfit`.
-        reason: what `obstacle` said.
-    """
-    dtype = _narrow_type(input, reason)
-    if dtype is None:
-        return False
-    rows = input.numel() // max(input.shape[-1], 1)
-    if batch_sizes is not None:
-        batch = rows // max(len(batch_sizes), 1)
-    elif input.dim() == 3:
-        batch = input.shape[0 if module.batch_first else 1]
-    else:
-        batch = 1
-    gates = TRAITS[CELLS[module.mode]].gates
-    weights = gates * module.hidden_size * (module.input_size + module.hidden_size)
-    onednn = module.mode == "LSTM" and batch_sizes is None and not module.proj_size
-    return torch_is_ahead(dtype, weights, rows, batch, onednn)
-
-
-def cell_ahead(module: Any, input: Tensor, reason: str | None) -> bool:
-    """The same of a cell."""
-    dtype = _narrow_type(input, reason)
-    if dtype is None:
-        return False
-    rows = input.numel() // max(input.shape[-1], 1)
-    gates = TRAITS[module._cell()].gates
-    weights = gates * module.hidden_size * (module.input_size + module.hidden_size)
-    return torch_is_ahead(dtype, weights, rows, rows, onednn=False)
-
-
-def autocast_types(
+def layer_types(
     module: Any,
     input: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
-    params: Sequence[Tensor],
+    reason: str | None,
 ) -> list[torch.dtype] | None:
-    """Types that torch gives h and, for an LSTM, c under the autocast that is on.
+    """Whether a layer's call is to be tried here, and the types of its results.
 
     Args:
-        module: a layer or a cell.
-        input, batch_sizes, states, params: as of `layer_misfit`; batch_sizes None for a cell.
+        module, input, batch_sizes, states: as of `layer_misfit`.
+        reason: what `obstacle` said.
 
     Returns:
-        None where torch's own implementation is to take the call.
+        None where torch's own implementation is to take the call: for the reason, or because it is
+        faster. Under autocast the types of h and, for an LSTM, c that torch gives; otherwise
+        nothing, and they are those of the input.
     """
-    if not PLAIN.issuperset(map(type, [input, *states, *params])) or input.numel() == 0:
+    if reason not in OVERCOME or _layer_ahead(module, input, batch_sizes, reason):
         return None
-    is_layer = isinstance(module, torch.nn.RNNBase)
-    cell = CELLS[module.mode] if is_layer else module._cell()
-    onednn = is_layer and cell == "lstm" and batch_sizes is None
+    if reason != AUTOCAST:
+        return []
+    cell = CELLS[module.mode]
+    onednn = cell == "lstm" and batch_sizes is None
     if onednn and not torch.backends.mkldnn.enabled:
         return None
-    projected = is_layer and bool(module.proj_size)
-    return result_types(input, states, params, cell, projected=projected, onednn=onednn)
+    projected = bool(module.proj_size)
+    return _autocast_types(input, states, cell, projected=projected, onednn=onednn)
+
+
+def cell_types(
+    module: Any, input: Tensor, states: Sequence[Tensor], cell: str, reason: str | None
+) -> list[torch.dtype] | None:
+    """The same of a cell; `cell` is the operators' name of it."""
+    if reason not in OVERCOME or _cell_ahead(module, input, cell, reason):
+        return None
+    return _autocast_types(input, states, cell) if reason == AUTOCAST else []
+
+
+def _layer_ahead(
+    module: Any, input: Tensor, batch_sizes: Tensor | None, reason: str | None
+) -> bool:
+    """Whether torch's layer multiplies in a narrow type and is faster than the kernels."""
+    dtype = _narrow_type(input, reason)
+    if dtype is None:
+        return False
+    rows = input.numel() // max(module.input_size, 1)
+    if batch_sizes is not None:
+        batch = rows // max(batch_sizes.numel(), 1)
+    elif input.dim() == 3:
+        batch = input.shape[0 if module.batch_first else 1]
+    else:
+        batch = 1
+    onednn = module.mode == "LSTM" and batch_sizes is None and not module.proj_size
+    weights = _number_of_weights(module, CELLS[module.mode])
+    return torch_is_ahead(dtype, weights, rows, batch, onednn)
+
+
+def _cell_ahead(module: Any, input: Tensor, cell: str, reason: str | None) -> bool:
+    """The same of a cell. An unknown one is the operator's to refuse."""
+    dtype = _narrow_type(input, reason)
+    if dtype is None or cell not in TRAITS:
+        return False
+    rows = input.numel() // max(module.input_size, 1)
+    return torch_is_ahead(dtype, _number_of_weights(module, cell), rows, rows, onednn=False)
+
+
+def _narrow_type(input: Tensor, reason: str | None) -> torch.dtype | None:
+    """The narrow type that torch would multiply in, None where it would not."""
+    if reason not in (None, AUTOCAST):
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if reason == AUTOCAST else input.dtype
+    return dtype if dtype in NARROW else None
+
+
+def _number_of_weights(module: Any, cell: str) -> int:
+    """Of a layer in one direction. They are not read, which could compute them."""
+    hidden: int = module.hidden_size
+    inputs: int = module.input_size
+    return TRAITS[cell].gates * hidden * (inputs + hidden)
+
+
+def _autocast_types(
+    input: Tensor, states: Sequence[Tensor], cell: str, **more: bool
+) -> list[torch.dtype] | None:
+    if not PLAIN.issuperset(map(type, [input, *states])) or input.numel() == 0:
+        return None
+    return result_types(input, states, cell, **more)
 
 
 def _foreign_mode() -> bool:
@@ -514,9 +542,14 @@ def _without_autocast(module: Any, input: Any, hx: Any) -> tuple[Any, Any] | Non
     packed = isinstance(input, PackedSequence)
     data, batch_sizes = (input.data, input.batch_sizes) if packed else (input, None)
     is_layer = isinstance(module, torch.nn.RNNBase)
-    states = as_states(hx, CELLS[module.mode] if is_layer else module._cell())
-    params = module._weights() if is_layer else module._params()
-    if autocast_types(module, data, batch_sizes, states, params) is None:
+    cell = CELLS[module.mode] if is_layer else module._cell()
+    states = as_states(hx, cell)
+    types = (
+        layer_types(module, data, batch_sizes, states, AUTOCAST)
+        if is_layer
+        else cell_types(module, data, states, cell, AUTOCAST)
+    )
+    if types is None or not are_castable(module._weights() if is_layer else module._params()):
         return None
     data = data.float()
     wide = [state.float() for state in states]
@@ -538,7 +571,7 @@ def _explain_layer(module: Any, input: Any, hx: Any) -> tuple[str | None, str | 
     if reason == TRACE:
         return reason, None  # Sizes are values there, and looking at one is recorded.
     misfit = layer_misfit(module, input, batch_sizes, states, params)
-    if reason in (None, AUTOCAST) and layer_ahead(module, input, batch_sizes, reason):
+    if _layer_ahead(module, input, batch_sizes, reason):
         reason = AHEAD
     try:
         if batch_sizes is not None:
@@ -561,7 +594,7 @@ def _explain_cell(module: Any, input: Any, hx: Any) -> tuple[str | None, str | N
     if reason == TRACE:
         return reason, None
     misfit = cell_misfit(module, input, states, params, cell)
-    if reason in (None, AUTOCAST) and cell_ahead(module, input, reason):
+    if _cell_ahead(module, input, cell, reason):
         reason = AHEAD
     try:
         if misfit is not None:

@@ -5,8 +5,10 @@ torch.nn's layers, in the order of their registration: for every layer, for ever
 [G*H, in], w_hh [G*H, P or H], then with biases b_ih [G*H] and b_hh [G*H], then with a projection
 w_hr [P, H], where G is 4 for LSTM, 3 for GRU and 1 for RNN.
 
-A call takes the same ways as a module's: the fused operators, plain PyTorch operators under
-torch.func transforms and forward-mode derivatives, and torch's own functions for all the rest.
+A call takes a module's ways: the fused operators, plain PyTorch operators under torch.func
+transforms and forward-mode derivatives, and torch's own functions for all the rest. Two things are
+simpler: under autocast torch's functions take every call, and float16 and bfloat16 are fused at
+every size.
 Tensors that do not fit together raise RuntimeError.
 """
 
@@ -19,9 +21,8 @@ from torch import _VF, Tensor
 from torch.compiler import is_compiling
 
 from . import _ops, reference
-from ._narrow import NARROW, torch_is_ahead
 from ._traits import TRAITS
-from .dispatch import AHEAD, DIFFERENTIABLE, as_states, is_traced, obstacle, traced_obstacle
+from .dispatch import DIFFERENTIABLE, as_states, is_traced, obstacle, traced_obstacle
 
 Layers = Callable[..., list[Tensor]]
 """The operator fused_rnn::sequence, or a function of its arguments and results."""
@@ -89,11 +90,6 @@ def _torch_layers(
     return list(run(input, batch_sizes, hx, *settings))
 
 
-def _weights(params: Sequence[Tensor]) -> int:
-    """Number of weights of the first layer in one direction, without biases."""
-    return sum(param.numel() for param in params[:2])
-
-
 def _run(
     cell: str,
     input: Tensor,
@@ -110,13 +106,6 @@ def _run(
     else:
         # The width of the input is the operator's to check: there is no module to ask.
         reason, fused = obstacle(input, (rank,), input.shape[-1], states, params), _ops.sequence
-        if reason is None and input.dtype in NARROW:
-            rows = input.numel() // input.shape[-1]
-            batch = input.shape[1] if batch_sizes is None else rows // max(len(batch_sizes), 1)
-            projected = len(params) // (num_layers * (2 if bidirectional else 1)) in (3, 5)
-            onednn = cell == "lstm" and batch_sizes is None and not projected
-            if torch_is_ahead(input.dtype, _weights(params), rows, batch, onednn):
-                reason = AHEAD
     if reason is None or reason in DIFFERENTIABLE:
         layers: Layers = fused if reason is None else reference.layers
         if dropout > 0 and num_layers > 1:
@@ -252,10 +241,6 @@ def _run_cell(
         reason, fused = traced_obstacle(input, (2,)), _ops.cell_op
     else:
         reason, fused = obstacle(input, (2,), input.shape[-1], states, given), _ops.cell
-        if reason is None and input.dtype in NARROW:
-            rows = input.shape[0]
-            if torch_is_ahead(input.dtype, _weights(given), rows, rows, onednn=False):
-                reason = AHEAD
     if reason is None:
         return fused(input, states, given, cell)
     if reason in DIFFERENTIABLE:

@@ -10,11 +10,10 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _compile, reference
-from ._narrow import with_types
+from ._narrow import in_float32
 from ._ops import direct_layer as direct
 from ._ops import sequence, sequence_op
 from .dispatch import (
-    AUTOCAST,
     CELLS,
     DIFFERENTIABLE,
     OVERCOME,
@@ -22,12 +21,11 @@ from .dispatch import (
     TRACE,
     Fused,
     as_states,
-    autocast_types,
     check_packed,
     check_weights,
     is_traced,
-    layer_ahead,
     layer_misfit,
+    layer_types,
     obstacle,
     state_sizes,
     symbolic_call,
@@ -68,25 +66,32 @@ class _Layer(torch.nn.RNNBase, Fused):
                 return super().forward(input, hx)
         states = [] if hx is None else as_states(hx, CELLS[self.mode])
         reason = obstacle(input, _DENSE, self.input_size, states)
-        if reason in OVERCOME and not layer_ahead(self, input, None, reason):
-            results = self._try(reason, input, states, self._weights())
+        types = layer_types(self, input, None, states, reason)
+        if types is not None:
+            results = self._try(reason, types, input, states, self._weights())
             if results is not None:
                 return results
+        if reason in OVERCOME:
+            check_weights(self, self._registered())
         return super().forward(input, hx)
 
     def _try(
-        self, reason: str | None, input: Tensor, states: list[Tensor], weights: list[Tensor]
+        self,
+        reason: str | None,
+        types: list[torch.dtype],
+        input: Tensor,
+        states: list[Tensor],
+        weights: list[Tensor],
     ) -> Any:
-        """The results of a dense call with this obstacle; None where torch is to take it."""
-        if reason == AUTOCAST:
-            types = autocast_types(self, input, None, states, weights)
-            if types is None:
-                return None
-            with torch.autocast("cpu", enabled=False):
-                input, states = input.float(), [state.float() for state in states]
+        """The results of a dense call with this obstacle, of these types under autocast; None where
+        torch is to take it."""
+        if types:
+
+            def run(input: Tensor, states: list[Tensor], weights: list[Tensor]) -> Any:
                 reason = obstacle(input, _DENSE, self.input_size, states)
-                results = self._try(reason, input, states, weights)
-            return None if results is None else with_types(results, types)
+                return self._try(reason, [], input, states, weights)
+
+            return in_float32(run, types, input, states, weights)
         if reason in DIFFERENTIABLE:
             if layer_misfit(self, input, None, states, weights):
                 return None
@@ -100,6 +105,10 @@ class _Layer(torch.nn.RNNBase, Fused):
                 raise
         check_weights(self, weights)
         return None
+
+    def _registered(self) -> list[Any]:
+        """The parameters as registered, None in the place of computed ones."""
+        return [self._parameters.get(name) for name in self._flat_weights_names]
 
     def _weights(self) -> list[Tensor]:
         """The parameters in the operators' order, as they are at this moment."""
@@ -171,34 +180,36 @@ class _Layer(torch.nn.RNNBase, Fused):
         states = as_states(hx, CELLS[self.mode])
         reason = obstacle(input.data, _PACKED, self.input_size, states)
         if reason != TRACE:
-            ahead = layer_ahead(self, input.data, input.batch_sizes, reason)
-            if reason is not None or ahead:
-                # Neither torch nor the reference checks these.
+            types = layer_types(self, input.data, input.batch_sizes, states, reason)
+            # What neither torch nor the reference checks; the operator does.
+            if types is None or reason in DIFFERENTIABLE:
                 check_packed(self, input.data, input.batch_sizes, states)
-            if reason in OVERCOME and not ahead:
-                results = self._try_packed(reason, input, states, self._weights())
+            if types is not None:
+                results = self._try_packed(reason, types, input, states, self._weights())
                 if results is not None:
                     return results
+                check_packed(self, input.data, input.batch_sizes, states)
+            if reason in OVERCOME:
+                check_weights(self, self._registered())
         return super().forward(input, hx)
 
     def _try_packed(
         self,
         reason: str | None,
+        types: list[torch.dtype],
         input: PackedSequence,
         states: list[Tensor],
         weights: list[Tensor],
     ) -> Any:
         """The same as _try() for a packed call."""
         data, batch_sizes = input[:2]
-        if reason == AUTOCAST:
-            types = autocast_types(self, data, batch_sizes, states, weights)
-            if types is None:
-                return None
-            with torch.autocast("cpu", enabled=False):
-                data, states = data.float(), [state.float() for state in states]
+        if types:
+
+            def run(data: Tensor, states: list[Tensor], weights: list[Tensor]) -> Any:
                 reason = obstacle(data, _PACKED, self.input_size, states)
-                results = self._try_packed(reason, input._replace(data=data), states, weights)
-            return None if results is None else with_types(results, types)
+                return self._try_packed(reason, [], input._replace(data=data), states, weights)
+
+            return in_float32(run, types, data, states, weights)
         layers: Callable[..., list[Tensor]] = sequence
         if reason in DIFFERENTIABLE:
             if layer_misfit(self, data, batch_sizes, states, weights):

@@ -264,14 +264,9 @@ def test_torch_takes_what_it_is_faster_at(name: str, dtype: torch.dtype) -> None
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(*[1] * (name in LAYERS), 1, 700, dtype=dtype)
     assert "faster" in fused_rnn.explain(ours, x)
-    weights = [w.detach() for w in ours.parameters()]
-    function = getattr(fused_rnn.functional, name.lower().replace("cell", "_cell"))
-    by_function = function(x, weights) if name in LAYERS else function(x, None, *weights)
     with torch.no_grad():
-        expected = flatten(theirs(x))
-        for results in (ours(x), by_function):
-            for one, other in zip(flatten(results), expected, strict=True):
-                assert torch.equal(one, other)
+        for one, other in zip(flatten(ours(x)), flatten(theirs(x)), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,3 +330,88 @@ def test_functional() -> None:
     )
     by_module = run_with_grads(module_call(case, layer), x, states, params)
     assert all(map(torch.equal, by_function, by_module))
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("size", [16, 512])
+def test_weights_of_a_wrong_size(size: int, autocast: bool) -> None:
+    """torch's LSTM would read past the end of them, at the sizes that it takes as well."""
+    dtype = torch.float32 if autocast else torch.bfloat16
+    layer = fused_rnn.LSTM(size, size, dtype=dtype)
+    layer.weight_hh_l0 = torch.nn.Parameter(torch.randn(3, 2, dtype=dtype))
+    x = torch.randn(1, 1, size, dtype=dtype)
+    packed = torch.nn.utils.rnn.pack_sequence([x[0]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for input in (x, packed):
+            with pytest.raises(RuntimeError, match="Expected weight_hh_l0 size"):
+                layer(input)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", MODULES)
+def test_transforms_at_every_size(name: str) -> None:
+    """torch cannot take what it is faster at under a transform."""
+    module = getattr(fused_rnn, name)(512, 512, dtype=torch.bfloat16)
+    x = torch.randn(*[1] * (name in LAYERS), 1, 512, dtype=torch.bfloat16)
+    tangent = torch.func.jvp(lambda x: flatten(module(x))[0], (x,), (x,))[1]
+    wide = getattr(torch.nn, name)(512, 512, dtype=torch.float64)
+    wide.load_state_dict(module.state_dict())
+    leaf = x.double().requires_grad_()
+    jacobian = torch.autograd.functional.jacobian(lambda x: flatten(wide(x))[0], leaf)
+    assert_close(
+        "tangent",
+        tangent.double().flatten(),
+        jacobian.flatten(-2).squeeze() @ leaf.detach().flatten(),
+        0.05,
+    )
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("name", MODULES)
+def test_mistakes_have_torchs_errors(name: str, autocast: bool) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    for input in (torch.randn(()), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 7)):
+        found = []
+        for package in (fused_rnn, torch.nn):
+            with (
+                torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+                pytest.raises((RuntimeError, ValueError)) as error,
+            ):
+                getattr(package, name)(5, 9, dtype=dtype)(input.to(dtype))
+            found.append((type(error.value), str(error.value)))
+        assert found[0] == found[1]
+
+
+def test_unknown_nonlinearity() -> None:
+    for package in (fused_rnn, torch.nn):
+        cell = package.RNNCell(4, 7)
+        cell.nonlinearity = "foo"
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(RuntimeError, match="Unknown nonlinearity"),
+        ):
+            cell(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("weight_type", [torch.float32, torch.bfloat16], ids=str)
+def test_computed_weights_are_read_as_often_as_by_torch(weight_type: torch.dtype) -> None:
+    class Counting(torch.nn.Module):
+        reads = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            Counting.reads += 1
+            return weight.to(weight_type)
+
+    counts = []
+    for package in (fused_rnn, torch.nn):
+        layer = package.GRU(5, 9)
+        register_parametrization(layer, "weight_hh_l0", Counting(), unsafe=True)
+        for states in (None, torch.zeros(1, 3, 9, dtype=torch.float64)):
+            Counting.reads = 0
+            with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+                try:
+                    layer(torch.randn(6, 3, 5), states)
+                except RuntimeError:
+                    assert states is not None
+            counts.append(Counting.reads)
+    assert counts[:2] == counts[2:]
