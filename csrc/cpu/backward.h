@@ -43,21 +43,18 @@ struct BackwardPlan {
   T* zeros = nullptr;
   T* packed_hh = nullptr;
   Columns<T> hh{};  // w_hh, G*H deep
-  T* packed_ih = nullptr;
-  Columns<T> ih{};  // w_ih, G*H deep
   T* packed_hr = nullptr;
-  Columns<T> hr{};                 // w_hr, P deep
-  T* carry = nullptr;              // [B, O]
-  T* dc = nullptr;                 // [B, H]
-  T* deltas = nullptr;             // [chunk_rows, kSums * H], rows delta_stride() apart
-  T* boundary = nullptr;           // [B, G*H]: deltas of the chunk before's last step
-  T* dp = nullptr;                 // [chunk_rows, P]
-  T* h_full = nullptr;             // [chunk_rows, H]
-  const T** h_prev = nullptr;      // [chunk_rows]
-  T* x_columns = nullptr;          // x of the chunk, packed
-  T* h_columns = nullptr;          // h_prev of the chunk, packed
-  T* full_columns = nullptr;       // h_full of the chunk, packed
-  BackwardRow<T>* rows = nullptr;  // [B] of each thread
+  Columns<T> hr{};             // w_hr, P deep
+  T* carry = nullptr;          // [B, O]
+  T* dc = nullptr;             // [B, H]
+  T* deltas = nullptr;         // [chunk_rows, kSums * H], rows delta_stride() apart
+  T* boundary = nullptr;       // [B, G*H]: deltas of the chunk before's last step
+  T* dp = nullptr;             // [chunk_rows, P]
+  T* h_full = nullptr;         // [chunk_rows, H]
+  const T** h_prev = nullptr;  // [chunk_rows]
+  // Of each thread:
+  BackwardRow<T>* rows = nullptr;  // [B]
+  T* part = nullptr;               // [part_size]: what a product packs
 
   // An odd number of cache lines: with a power of two, the rows of a column of deltas, which the
   // gradients of the weights walk along, would fall on a few sets of the cache.
@@ -304,30 +301,6 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
   }
 }
 
-// This thread's part of the right-hand operands of the weight gradients.
-template <typename Cell, typename T>
-void pack_chunk(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int id, int team) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  const BackwardArgs<T>& args = plan.args;
-  const SequenceShape& shape = args.shape;
-  const auto each_block = [&](bool wanted, int64_t columns, auto&& pack) {
-    if (!wanted) return;
-    const Range mine = share(blocks_of<T>(columns), team, id);
-    for (int64_t block = mine.begin; block < mine.end; ++block) pack(block, chunk.size * kLanes);
-  };
-  each_block(args.grad_w_ih != nullptr, shape.I, [&](int64_t block, int64_t size) {
-    pack_columns(args.x + chunk.lowest * args.x_stride, args.x_stride, chunk.size, shape.I, block,
-                 plan.x_columns + block * size);
-  });
-  each_block(args.grad_w_hh != nullptr, shape.hidden(), [&](int64_t block, int64_t size) {
-    pack_rows(plan.h_prev, chunk.size, shape.hidden(), block, plan.h_columns + block * size);
-  });
-  each_block(args.grad_w_hr != nullptr, shape.H, [&](int64_t block, int64_t size) {
-    pack_columns(plan.h_full, shape.H, chunk.size, shape.H, block,
-                 plan.full_columns + block * size);
-  });
-}
-
 // grad[i] (+)= the sum of column i.
 template <typename T>
 void sum_columns(const T* rows, int64_t stride, int64_t K, int64_t count, T* grad, bool add) {
@@ -360,21 +333,24 @@ void sum_columns(const T* rows, int64_t stride, int64_t K, int64_t count, T* gra
 
 // The gradients of the weights that this thread's columns of the deltas give.
 template <typename Cell, typename T>
-void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int id, int team) {
+void weight_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, bool add,
+                     int id, int team) {
   const BackwardArgs<T>& args = plan.args;
   const int64_t H = args.shape.H;
   const int64_t P = args.shape.P;
+  const int64_t K = chunk.size;
   const auto share_of_columns = [&](int64_t columns) {
     return columns_of<T>(share(blocks_of<T>(columns), team, id), columns);
   };
   // Columns `from` of a left-hand operand give rows of grad [.., N] from row `to` on.
-  const auto product = [&](const T* left, int64_t stride, Range from, const T* right, int64_t N,
-                           T* grad, int64_t to) {
+  const auto product = [&](const T* left, int64_t stride, Range from, const OperandRows<T>& right,
+                           int64_t N, T* grad, int64_t to) {
     if (grad == nullptr) return;
-    multiply_matrices(Product<T, true>{left + from.begin, stride, Columns<T>::packed(right, K), K,
-                                       grad + to * N, N, N, add},
-                      from.size(), Range{0, blocks_of<T>(N)});
+    multiply_rows(Product<T, true>{left + from.begin, stride, {}, K, grad + to * N, N, N, add},
+                  right, from.size(), plan.part);
   };
+  const OperandRows<T> x{args.x + chunk.lowest * args.x_stride, args.x_stride};
+  const OperandRows<T> h_prev{nullptr, 0, plan.h_prev};
 
   const Range mine = share_of_columns(Cell::kSums * H);
   int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
@@ -385,11 +361,11 @@ void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int
     if (part.size() > 0) {
       const int64_t x_row = x_gates * H + part.begin - set.begin * H;
       const int64_t h_row = h_gates * H + part.begin - set.begin * H;
-      const auto gradient = [&](const T* right, int64_t N, T* grad, int64_t to) {
+      const auto gradient = [&](const OperandRows<T>& right, int64_t N, T* grad, int64_t to) {
         product(plan.deltas, plan.delta_stride(), part, right, N, grad, to);
       };
-      if (set.x) gradient(plan.x_columns, args.shape.I, args.grad_w_ih, x_row);
-      if (set.h) gradient(plan.h_columns, args.shape.hidden(), args.grad_w_hh, h_row);
+      if (set.x) gradient(x, args.shape.I, args.grad_w_ih, x_row);
+      if (set.h) gradient(h_prev, args.shape.hidden(), args.grad_w_hh, h_row);
       T* const b_ih = set.x && args.grad_b_ih != nullptr ? args.grad_b_ih + x_row : nullptr;
       T* const b_hh = set.h && args.grad_b_hh != nullptr ? args.grad_b_hh + h_row : nullptr;
       T* const sums = b_ih != nullptr ? b_ih : b_hh;
@@ -405,7 +381,7 @@ void weight_products(const BackwardPlan<Cell, T>& plan, int64_t K, bool add, int
   if (args.grad_w_hr != nullptr) {
     const Range projected = share_of_columns(P);
     if (projected.size() > 0)
-      product(plan.dp, P, projected, plan.full_columns, H, args.grad_w_hr, projected.begin);
+      product(plan.dp, P, projected, {plan.h_full, H}, H, args.grad_w_hr, projected.begin);
   }
 }
 
@@ -422,30 +398,24 @@ void input_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
   for (const DeltaColumns& set : Cell::kColumns) {
     if (!set.x) continue;
     const int64_t gates = set.end - set.begin;
-    Columns<T> right = plan.ih;
-    right.data += gate * H * right.k_stride;
-    multiply_matrices(Product<T>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
-                                 plan.delta_stride(), right, gates * H,
-                                 args.grad_x + (chunk.lowest + mine.begin) * I, I, I, add},
-                      mine.size(), Range{0, blocks_of<T>(I)});
+    multiply_rows(Product<T>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
+                             plan.delta_stride(),
+                             {},
+                             gates * H,
+                             args.grad_x + (chunk.lowest + mine.begin) * I,
+                             I,
+                             I,
+                             add},
+                  {args.weights.w_ih + gate * H * I, I}, mine.size(), plan.part);
     gate += gates;
     add = true;
   }
-}
-
-// A right-hand operand that is read in place where packing it would not pay, packed otherwise.
-// Packed blocks can be read to their last lane, rows in place only where columns fill the blocks.
-template <typename T>
-bool worth_packing(int64_t columns, int64_t uses) {
-  constexpr int64_t kUses = 4;
-  return uses > kUses || columns % Vec<T>::kLanes != 0;
 }
 
 template <typename Cell, typename T>
 void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   constexpr int kLanes = Vec<T>::kLanes;
   const SequenceShape& shape = args.shape;
-  const int64_t I = shape.I;
   const int64_t H = shape.H;
   const int64_t P = shape.P;
   const int64_t O = shape.hidden();
@@ -458,7 +428,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   plan.want_weights = args.grad_w_ih != nullptr || args.grad_w_hh != nullptr ||
                       args.grad_b_ih != nullptr || args.grad_b_hh != nullptr ||
                       args.grad_w_hr != nullptr;
-  plan.chunk_rows = kChunkBytes / ((D + I + O) * static_cast<int64_t>(sizeof(T)));
+  plan.chunk_rows = kChunkBytes / (D * static_cast<int64_t>(sizeof(T)));
   if (plan.chunk_rows < kChunkRows) plan.chunk_rows = kChunkRows;
   if (plan.chunk_rows < shape.B) plan.chunk_rows = shape.B;
   if (plan.chunk_rows > plan.N) plan.chunk_rows = plan.N;
@@ -468,13 +438,13 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   const bool use_hh = shape.T > 1 || args.grad_h0 != nullptr;
   const bool pack_hh =
       use_hh && worth_packing<T>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
-  const bool pack_ih = args.grad_x != nullptr && worth_packing<T>(I, plan.N / kTileRows);
   const bool pack_hr = P > 0;
 
+  // The deepest products: the gradients of the weights over a chunk, of x over the gates.
+  const int64_t part = part_size<T>(plan.chunk_rows > depth ? plan.chunk_rows : depth);
   const auto lay_out = [&](Arena arena) {
     plan.zeros = arena.take<T>(depth);
     plan.packed_hh = arena.take<T>(pack_hh ? hidden_blocks * depth * kLanes : 0);
-    plan.packed_ih = arena.take<T>(pack_ih ? blocks_of<T>(I) * depth * kLanes : 0);
     plan.packed_hr = arena.take<T>(pack_hr ? blocks_of<T>(H) * P * kLanes : 0);
     plan.carry = arena.take<T>(Cell::kCarries ? shape.B * O : 0);
     plan.dc = arena.take<T>(Cell::kHasState ? shape.B * H : 0);
@@ -482,14 +452,10 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
     plan.boundary = arena.take<T>(shape.B * depth);
     plan.dp = arena.take<T>(P > 0 ? plan.chunk_rows * P : 0);
     plan.h_full = arena.take<T>(P > 0 ? plan.chunk_rows * H : 0);
-    const bool weights = plan.want_weights;
-    const int64_t size = weights ? plan.chunk_rows : 0;
-    plan.h_prev = arena.take<const T*>(size);
-    plan.x_columns = arena.take<T>(blocks_of<T>(I) * kLanes * size);
-    plan.h_columns = arena.take<T>(hidden_blocks * kLanes * size);
-    plan.full_columns = arena.take<T>(P > 0 ? blocks_of<T>(H) * kLanes * size : 0);
+    plan.h_prev = arena.take<const T*>(plan.want_weights ? plan.chunk_rows : 0);
     // Threads with different units of the same rows have tables of their own.
     plan.rows = arena.take<BackwardRow<T>>(wanted.units * shape.B);
+    plan.part = arena.take<T>(wanted.rows * wanted.units * part);
     return arena.used();
   };
   Workspace workspace(lay_out(Arena(nullptr)));
@@ -497,8 +463,6 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   for (int64_t i = 0; i < depth; ++i) plan.zeros[i] = T(0);
   plan.hh = pack_hh ? Columns<T>::packed(plan.packed_hh, depth)
                     : Columns<T>::in_place(args.weights.w_hh, O);
-  plan.ih = pack_ih ? Columns<T>::packed(plan.packed_ih, depth)
-                    : Columns<T>::in_place(args.weights.w_ih, I);
   plan.hr = Columns<T>::packed(plan.packed_hr, P);
 
   Barrier barrier;
@@ -507,10 +471,9 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
       if (!wanted_here) return;
       const Range mine = share(blocks_of<T>(columns), team, id);
       for (int64_t block = mine.begin; block < mine.end; ++block)
-        pack_columns(b, columns, K, columns, block, to + block * K * kLanes);
+        pack_columns<T>({b, columns}, 0, K, columns, block, to + block * K * kLanes);
     };
     pack(pack_hh, args.weights.w_hh, O, depth, plan.packed_hh);
-    pack(pack_ih, args.weights.w_ih, I, depth, plan.packed_ih);
     pack(pack_hr, args.weights.w_hr, H, P, plan.packed_hr);
     barrier.wait(team);
 
@@ -518,6 +481,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
     const Share mine = share_of<T>(shape, split, id, team);
     BackwardPlan<Cell, T> own = plan;
     own.rows += (id % split.units) * shape.B + mine.rows.begin;
+    own.part += id * part;
 
     Steps steps = first_step;
     int64_t batch_before = 0;
@@ -525,12 +489,8 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
       const Chunk<Cell, T> chunk = Chunk<Cell, T>::from(steps, done, plan);
       backward_steps(own, chunk, done, batch_before, mine, barrier);
       barrier.wait(team);
-      if (plan.want_weights) {
-        pack_chunk(plan, chunk, id, team);
-        barrier.wait(team);
-        weight_products(plan, chunk.size, done > 0, id, team);
-      }
-      if (args.grad_x != nullptr) input_products(plan, chunk, id, team);
+      if (plan.want_weights) weight_products(own, chunk, done > 0, id, team);
+      if (args.grad_x != nullptr) input_products(own, chunk, id, team);
 
       for (int64_t i = 1; i < chunk.count; ++i) steps.next();
       const Step last = steps.now();

@@ -36,22 +36,27 @@ void pack_gates(const T* w, int64_t gates, int64_t H, int64_t K, int64_t block, 
   }
 }
 
-// Columns of a row-major matrix [K, columns]: to[k][lane] = b[k][block * kLanes + lane], zeros past
-// the last column.
+// Rows of a right-hand operand as its owner has them: `stride` apart, or anywhere.
 template <typename T>
-void pack_columns(const T* b, int64_t stride, int64_t K, int64_t columns, int64_t block, T* to) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  const int n = lanes_of<T>(block, columns);
-  const T* from = b + block * kLanes;
-  for (int64_t k = 0; k < K; ++k) Vec<T>::load(from + k * stride, n).store(to + k * kLanes);
-}
+struct OperandRows {
+  const T* data;
+  int64_t stride;
+  const T* const* anywhere = nullptr;
 
-// The same of rows that lie anywhere.
+  FUSED_RNN_INLINE const T* at(int64_t k) const {
+    return anywhere != nullptr ? anywhere[k] : data + k * stride;
+  }
+};
+
+// K rows of `columns` columns, from row `first` on: to[k][lane] = b[first + k][block * kLanes +
+// lane], zeros past the last column.
 template <typename T>
-void pack_rows(const T* const* rows, int64_t K, int64_t columns, int64_t block, T* to) {
+void pack_columns(const OperandRows<T>& b, int64_t first, int64_t K, int64_t columns, int64_t block,
+                  T* to) {
   constexpr int kLanes = Vec<T>::kLanes;
   const int n = lanes_of<T>(block, columns);
-  for (int64_t k = 0; k < K; ++k) Vec<T>::load(rows[k] + block * kLanes, n).store(to + k * kLanes);
+  for (int64_t k = 0; k < K; ++k)
+    Vec<T>::load(b.at(first + k) + block * kLanes, n).store(to + k * kLanes);
 }
 
 // A right-hand operand of a plain product. Block i starts at data + i * block_stride; its vector
