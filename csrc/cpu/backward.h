@@ -15,9 +15,11 @@ constexpr int64_t kChunkBytes = 3 << 20;
 constexpr int64_t kChunkRows = 256;
 
 // Where one row of a step reads and writes.
-template <typename T>
+template <typename E>
 struct BackwardRow {
-  const T* later;     // deltas of the sequence's later step, null where there is none
+  using T = sum_t<E>;
+
+  const E* later;     // deltas of the sequence's later step, null where there is none
   const T* grad_out;  // [O] or zeros
   const T* carry_in;  // [O]: what h gets beside grad_out and the product
   T* carry;           // [O], written where the cell carries
@@ -26,73 +28,85 @@ struct BackwardRow {
   const T* gates;     // [saved, H]
   const T* c;
   const T* c_prev;
-  const T* h;
-  const T* h_prev;
-  T* delta;     // [kSums, H]
-  const T* dp;  // [P]: gradient of the projected h
-  T* h_full;    // [H]: h before its projection
+  const E* h;
+  const E* h_prev;
+  E* delta;     // [kSums, H]
+  const E* dp;  // [P]: gradient of the projected h
+  E* h_full;    // [H]: h before its projection
 };
 
-template <typename Cell, typename T>
+template <typename Cell, typename E>
 struct BackwardPlan {
-  const BackwardArgs<T>& args;
+  using T = sum_t<E>;
+
+  const BackwardArgs<E>& args;
   int64_t N = 0;
   int64_t chunk_rows = 0;
   bool want_weights = false;
 
-  T* zeros = nullptr;
-  T* packed_hh = nullptr;
-  Columns<T> hh{};  // w_hh, G*H deep
-  T* packed_hr = nullptr;
-  Columns<T> hr{};             // w_hr, P deep
+  T* zeros = nullptr;  // [H]
+  E* none = nullptr;   // [H]: zeros that stand for an h0
+  E* packed_hh = nullptr;
+  Columns<E> hh{};  // w_hh, G*H deep
+  E* packed_hr = nullptr;
+  Columns<E> hr{};             // w_hr, P deep
   T* carry = nullptr;          // [B, O]
   T* dc = nullptr;             // [B, H]
-  T* deltas = nullptr;         // [chunk_rows, kSums * H], rows delta_stride() apart
-  T* boundary = nullptr;       // [B, G*H]: deltas of the chunk before's last step
-  T* dp = nullptr;             // [chunk_rows, P]
-  T* h_full = nullptr;         // [chunk_rows, H]
-  const T** h_prev = nullptr;  // [chunk_rows]
+  E* deltas = nullptr;         // [chunk_rows, kSums * H], rows delta_stride() apart
+  E* boundary = nullptr;       // [B, G*H]: deltas of the chunk before's last step
+  E* dp = nullptr;             // [chunk_rows, P]
+  E* h_full = nullptr;         // [chunk_rows, H]
+  const E** h_prev = nullptr;  // [chunk_rows]
+  // Deltas and dp by columns, as the gradients of the weights read them; themselves where a group
+  // is one element.
+  E* delta_columns = nullptr;
+  E* dp_columns = nullptr;
   // Of each thread:
-  BackwardRow<T>* rows = nullptr;  // [B]
-  T* part = nullptr;               // [part_size]: what a product packs
+  BackwardRow<E>* rows = nullptr;  // [B]
+  E* part = nullptr;               // [part_size]: what a product packs
 
   // An odd number of cache lines: with a power of two, the rows of a column of deltas, which the
   // gradients of the weights walk along, would fall on a few sets of the cache.
   int64_t delta_stride() const {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(E));
     return ((Cell::kSums * args.shape.H + kLine - 1) / kLine | 1) * kLine;
+  }
+  int64_t dp_stride() const {
+    return Operand<E>::kGroup == 1 ? args.shape.P : blocks_of<T>(args.shape.P) * Vec<T>::kLanes;
   }
   int64_t depth() const { return Cell::kGates * args.shape.H; }
 };
 
 // dh of a tile, then the cell. Without projection the product is with w_hh, of the later step's
 // deltas; with one, dp is there already and the product is with w_hr.
-template <typename Cell, typename T, bool kProjected>
+template <typename Cell, typename E, bool kProjected>
 struct BackwardStep {
-  const BackwardPlan<Cell, T>& plan;
-  const BackwardRow<T>* rows;
+  using T = sum_t<E>;
+
+  const BackwardPlan<Cell, E>& plan;
+  const BackwardRow<E>* rows;
   int64_t K;  // 0 where no row has a later step
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     using V = Vec<T>;
-    const BackwardRow<T>* const row_of = rows + row;
+    const BackwardRow<E>* const row_of = rows + row;
     V sum[R][NB][1];
-    RowsAnywhere<T, R> a;
+    RowsAnywhere<E, R> a;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       a.row[r] = kProjected ? row_of[r].dp : row_of[r].later;
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) sum[r][b][0] = V::zero();
     }
-    const Columns<T>& right = kProjected ? plan.hr : plan.hh;
+    const Columns<E>& right = kProjected ? plan.hr : plan.hh;
     multiply<InOrder<1>>(sum, a, K, right.at(block), right.k_stride, right.block_stride);
     finish_tile(*this, row, block, sum);
   }
 
   FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[1]) {
     using V = Vec<T>;
-    const BackwardRow<T>& at = rows[row];
+    const BackwardRow<E>& at = rows[row];
     const int64_t H = plan.args.shape.H;
     const int64_t unit = block * V::kLanes;
     const int n = lanes_of<T>(block, H);
@@ -108,32 +122,34 @@ struct BackwardStep {
       was.c = V::load(at.c + unit, n);
       was.c_prev = V::load(at.c_prev + unit, n);
     }
-    if constexpr (Cell::kReadsOutput) was.h = V::load(at.h + unit, n);
-    if constexpr (Cell::kReadsPrevious) was.h_prev = V::load(at.h_prev + unit, n);
+    if constexpr (Cell::kReadsOutput) was.h = Operand<E>::widened(at.h + unit, n);
+    if constexpr (Cell::kReadsPrevious) was.h_prev = Operand<E>::widened(at.h_prev + unit, n);
     V delta[Cell::kSums];
     V h_full = V::zero();
     const CellGradient<T> prev = Cell::backward(was, grad, delta, h_full);
 #pragma GCC unroll 8
-    for (int s = 0; s < Cell::kSums; ++s) delta[s].store(at.delta + s * H + unit, n);
+    for (int s = 0; s < Cell::kSums; ++s) Operand<E>::narrow(delta[s], at.delta + s * H + unit, n);
     if constexpr (Cell::kHasState) prev.dc.store(at.dc + unit, n);
     if constexpr (Cell::kCarries) prev.dh.store(at.carry + unit, n);
-    if constexpr (kProjected) h_full.store(at.h_full + unit, n);
+    if constexpr (kProjected) Operand<E>::narrow(h_full, at.h_full + unit, n);
   }
 };
 
 // to[row] = later[row] w_hh + grad_out[row] + carry_in[row]: the gradient of a row's h_prev.
-template <typename T>
+template <typename E, typename To>
 struct HiddenGradient {
-  const Columns<T>& hh;
-  const BackwardRow<T>* rows;
+  using T = sum_t<E>;
+
+  const Columns<E>& hh;
+  const BackwardRow<E>* rows;
   int64_t K;  // 0 where no row has a later step
-  T* to;
+  To* to;
   int64_t O;
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     Vec<T> sum[R][NB][1];
-    RowsAnywhere<T, R> a;
+    RowsAnywhere<E, R> a;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       a.row[r] = rows[row + r].later;
@@ -150,13 +166,13 @@ struct HiddenGradient {
     const int n = lanes_of<T>(block, O);
     const V dh =
         sum[0] + V::load(rows[row].grad_out + unit, n) + V::load(rows[row].carry_in + unit, n);
-    dh.store(to + row * O + unit, n);
+    Operand<To>::narrow(dh, to + row * O + unit, n);
   }
 };
 
 // The steps of one chunk: those from `steps` on whose rows fit. `lowest` is the chunk's first row
 // in the order of x, which the buffers of the chunk follow.
-template <typename Cell, typename T>
+template <typename Cell, typename E>
 struct Chunk {
   Steps steps;
   int64_t count;   // of steps
@@ -164,7 +180,7 @@ struct Chunk {
   int64_t size;    // rows
 
   // The chunk that begins at `steps`, done + 1 of shape.T steps.
-  static Chunk from(const Steps& steps, int64_t done, const BackwardPlan<Cell, T>& plan) {
+  static Chunk from(const Steps& steps, int64_t done, const BackwardPlan<Cell, E>& plan) {
     Chunk chunk{steps, 0, steps.now().offset, 0};
     Steps walk = steps;
     while (done + chunk.count < plan.args.shape.T) {
@@ -179,10 +195,11 @@ struct Chunk {
   }
 };
 
-template <typename Cell, typename T>
-void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int64_t done,
+template <typename Cell, typename E>
+void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, int64_t done,
                     int64_t batch_before, const Share& mine, Barrier& barrier) {
-  const BackwardArgs<T>& args = plan.args;
+  using T = sum_t<E>;
+  const BackwardArgs<E>& args = plan.args;
   const SequenceShape& shape = args.shape;
   const int64_t H = shape.H;
   const int64_t O = shape.hidden();
@@ -190,7 +207,7 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
   const int64_t depth = plan.depth();
   Steps steps = chunk.steps;
   int64_t later_batch = batch_before;
-  const T* later_deltas = plan.boundary;  // of the later step, rows later_stride apart
+  const E* later_deltas = plan.boundary;  // of the later step, rows later_stride apart
   int64_t later_stride = depth;
 
   for (int64_t s = 0; s < chunk.count; ++s) {
@@ -202,14 +219,14 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
     // The step before in time lies just below or above this one's rows.
     const int64_t prev_offset =
         prev_t < step.t ? step.offset - prev_batch : step.offset + step.batch;
-    T* const deltas = plan.deltas + (step.offset - chunk.lowest) * D;
+    E* const deltas = plan.deltas + (step.offset - chunk.lowest) * D;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = mine.rows.begin + i;
       const int64_t n = step.offset + row;
       const int64_t local = n - chunk.lowest;
       const bool has_later = row < later_batch;
       const bool has_prev = row < prev_batch;
-      BackwardRow<T>& at = plan.rows[i];
+      BackwardRow<E>& at = plan.rows[i];
       at.later = has_later ? later_deltas + row * later_stride : nullptr;
       at.grad_out =
           args.grad_out != nullptr ? args.grad_out + n * args.grad_out_stride : plan.zeros;
@@ -220,7 +237,7 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
       at.h = args.out + n * args.out_stride;
       at.h_prev = has_prev             ? args.out + (prev_offset + row) * args.out_stride
                   : args.h0 != nullptr ? args.h0 + row * O
-                                       : plan.zeros;
+                                       : plan.none;
       if constexpr (Cell::kSaved > 0) at.gates = args.gates + n * Cell::kSaved * H;
       at.delta = deltas + row * D;
       if (shape.P > 0) {
@@ -253,20 +270,20 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
     bool finished = false;
     if constexpr (Cell::kProjects) {
       if (shape.P > 0) {
-        T* const dp = plan.dp + (step.offset + mine.rows.begin - chunk.lowest) * shape.P;
-        each_kind([&](const BackwardRow<T>* of, int64_t first, int64_t count, int64_t K) {
-          HiddenGradient<T> gradient{plan.hh, of, K, dp + first * O, O};
+        E* const dp = plan.dp + (step.offset + mine.rows.begin - chunk.lowest) * shape.P;
+        each_kind([&](const BackwardRow<E>* of, int64_t first, int64_t count, int64_t K) {
+          HiddenGradient<E, E> gradient{plan.hh, of, K, dp + first * O, O};
           for_each_tile<1>(count, mine.hidden, gradient);
         });
         if (!mine.alone) barrier.wait(mine.team);
-        BackwardStep<Cell, T, true> tiles{plan, plan.rows, shape.P};
+        BackwardStep<Cell, E, true> tiles{plan, plan.rows, shape.P};
         for_each_tile<1>(rows, mine.units, tiles);
         finished = true;
       }
     }
     if (!finished) {
-      each_kind([&](const BackwardRow<T>* of, int64_t, int64_t count, int64_t K) {
-        BackwardStep<Cell, T, false> tiles{plan, of, K};
+      each_kind([&](const BackwardRow<E>* of, int64_t, int64_t count, int64_t K) {
+        BackwardStep<Cell, E, false> tiles{plan, of, K};
         for_each_tile<1>(count, mine.units, tiles);
       });
     }
@@ -276,13 +293,13 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
     const int64_t first = prev_batch > mine.rows.begin ? prev_batch : mine.rows.begin;
     if (first < batch) {
       if (args.grad_h0 != nullptr) {
-        BackwardRow<T>* begun = plan.rows + (first - mine.rows.begin);
+        BackwardRow<E>* begun = plan.rows + (first - mine.rows.begin);
         for (int64_t i = 0; i < batch - first; ++i) {
           begun[i].later = begun[i].delta;
           begun[i].grad_out = plan.zeros;
           begun[i].carry_in = Cell::kCarries ? begun[i].carry : plan.zeros;
         }
-        HiddenGradient<T> gradient{plan.hh, begun, depth, args.grad_h0 + first * O, O};
+        HiddenGradient<E, T> gradient{plan.hh, begun, depth, args.grad_h0 + first * O, O};
         for_each_tile<1>(batch - first, mine.hidden, gradient);
       }
       if (Cell::kHasState && args.grad_c0 != nullptr) {
@@ -301,41 +318,64 @@ void backward_steps(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
   }
 }
 
+// This thread's part of the chunk's deltas and dp by columns, in groups of rows.
+template <typename Cell, typename E>
+void group_columns(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, int id,
+                   int team) {
+  constexpr int kGroup = Operand<E>::kGroup;
+  const Range groups = share(depth_of<E>(chunk.size) / kGroup, team, id);
+  const auto pack = [&](const E* rows, int64_t stride, int64_t columns, E* to, int64_t to_stride) {
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const int64_t left = chunk.size - group * kGroup;
+      for (int64_t block = 0; block < blocks_of<sum_t<E>>(columns); ++block) {
+        pack_columns<E>({rows, stride}, group * kGroup, left < kGroup ? left : kGroup, columns,
+                        block, to + group * kGroup * to_stride + block * Operand<E>::kElements);
+      }
+    }
+  };
+  pack(plan.deltas, plan.delta_stride(), Cell::kSums * plan.args.shape.H, plan.delta_columns,
+       plan.delta_stride());
+  if (plan.dp_columns != nullptr)
+    pack(plan.dp, plan.args.shape.P, plan.args.shape.P, plan.dp_columns, plan.dp_stride());
+}
+
 // grad[i] (+)= the sum of column i.
-template <typename T>
-void sum_columns(const T* rows, int64_t stride, int64_t K, int64_t count, T* grad, bool add) {
+template <typename E>
+void sum_columns(const E* rows, int64_t stride, int64_t K, int64_t count, sum_t<E>* grad,
+                 bool add) {
+  using V = Vec<sum_t<E>>;
   constexpr int kBlocks = 8;
-  for (int64_t block = 0; block < blocks_of<T>(count); block += kBlocks) {
+  for (int64_t block = 0; block < blocks_of<sum_t<E>>(count); block += kBlocks) {
     const auto lanes = [&](int b) __attribute__((always_inline)) {
-      const int64_t left = count - (block + b) * Vec<T>::kLanes;
-      return left < 0 ? 0 : left < Vec<T>::kLanes ? static_cast<int>(left) : Vec<T>::kLanes;
+      const int64_t left = count - (block + b) * V::kLanes;
+      return left < 0 ? 0 : left < V::kLanes ? static_cast<int>(left) : V::kLanes;
     };
-    const int64_t first = block * Vec<T>::kLanes;
-    Vec<T> sum[kBlocks];
+    const int64_t first = block * V::kLanes;
+    V sum[kBlocks];
 #pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) {
-      sum[b] = add && lanes(b) > 0 ? Vec<T>::load(grad + first + b * Vec<T>::kLanes, lanes(b))
-                                   : Vec<T>::zero();
+      sum[b] = add && lanes(b) > 0 ? V::load(grad + first + b * V::kLanes, lanes(b)) : V::zero();
     }
     for (int64_t k = 0; k < K; ++k) {
-      const T* row = rows + k * stride + first;
+      const E* row = rows + k * stride + first;
 #pragma GCC unroll 8
       for (int b = 0; b < kBlocks; ++b) {
-        if (lanes(b) > 0) sum[b] = sum[b] + Vec<T>::load(row + b * Vec<T>::kLanes, lanes(b));
+        if (lanes(b) > 0) sum[b] = sum[b] + Operand<E>::widened(row + b * V::kLanes, lanes(b));
       }
     }
 #pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) {
-      if (lanes(b) > 0) sum[b].store(grad + first + b * Vec<T>::kLanes, lanes(b));
+      if (lanes(b) > 0) sum[b].store(grad + first + b * V::kLanes, lanes(b));
     }
   }
 }
 
 // The gradients of the weights that this thread's columns of the deltas give.
-template <typename Cell, typename T>
-void weight_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, bool add,
+template <typename Cell, typename E>
+void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, bool add,
                      int id, int team) {
-  const BackwardArgs<T>& args = plan.args;
+  using T = sum_t<E>;
+  const BackwardArgs<E>& args = plan.args;
   const int64_t H = args.shape.H;
   const int64_t P = args.shape.P;
   const int64_t K = chunk.size;
@@ -343,14 +383,16 @@ void weight_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& ch
     return columns_of<T>(share(blocks_of<T>(columns), team, id), columns);
   };
   // Columns `from` of a left-hand operand give rows of grad [.., N] from row `to` on.
-  const auto product = [&](const T* left, int64_t stride, Range from, const OperandRows<T>& right,
+  const auto product = [&](const E* left, int64_t stride, Range from, const OperandRows<E>& right,
                            int64_t N, T* grad, int64_t to) {
     if (grad == nullptr) return;
-    multiply_rows(Product<T, true>{left + from.begin, stride, {}, K, grad + to * N, N, N, add},
-                  right, from.size(), plan.part);
+    multiply_rows(
+        Product<E, true>{
+            left + from.begin * Operand<E>::kGroup, stride, {}, K, grad + to * N, N, N, add},
+        right, from.size(), plan.part);
   };
-  const OperandRows<T> x{args.x + chunk.lowest * args.x_stride, args.x_stride};
-  const OperandRows<T> h_prev{nullptr, 0, plan.h_prev};
+  const OperandRows<E> x{args.x + chunk.lowest * args.x_stride, args.x_stride};
+  const OperandRows<E> h_prev{nullptr, 0, plan.h_prev};
 
   const Range mine = share_of_columns(Cell::kSums * H);
   int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
@@ -361,8 +403,8 @@ void weight_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& ch
     if (part.size() > 0) {
       const int64_t x_row = x_gates * H + part.begin - set.begin * H;
       const int64_t h_row = h_gates * H + part.begin - set.begin * H;
-      const auto gradient = [&](const OperandRows<T>& right, int64_t N, T* grad, int64_t to) {
-        product(plan.deltas, plan.delta_stride(), part, right, N, grad, to);
+      const auto gradient = [&](const OperandRows<E>& right, int64_t N, T* grad, int64_t to) {
+        product(plan.delta_columns, plan.delta_stride(), part, right, N, grad, to);
       };
       if (set.x) gradient(x, args.shape.I, args.grad_w_ih, x_row);
       if (set.h) gradient(h_prev, args.shape.hidden(), args.grad_w_hh, h_row);
@@ -380,16 +422,18 @@ void weight_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& ch
   }
   if (args.grad_w_hr != nullptr) {
     const Range projected = share_of_columns(P);
-    if (projected.size() > 0)
-      product(plan.dp, P, projected, {plan.h_full, H}, H, args.grad_w_hr, projected.begin);
+    if (projected.size() > 0) {
+      product(plan.dp_columns, plan.dp_stride(), projected, {plan.h_full, H}, H, args.grad_w_hr,
+              projected.begin);
+    }
   }
 }
 
 // grad_x of the chunk's rows: deltas of the sums that x is in, times w_ih.
-template <typename Cell, typename T>
-void input_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chunk, int id,
+template <typename Cell, typename E>
+void input_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, int id,
                     int team) {
-  const BackwardArgs<T>& args = plan.args;
+  const BackwardArgs<E>& args = plan.args;
   const int64_t I = args.shape.I;
   const int64_t H = args.shape.H;
   const Range mine = share(chunk.size, team, id);
@@ -398,7 +442,7 @@ void input_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
   for (const DeltaColumns& set : Cell::kColumns) {
     if (!set.x) continue;
     const int64_t gates = set.end - set.begin;
-    multiply_rows(Product<T>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
+    multiply_rows(Product<E>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
                              plan.delta_stride(),
                              {},
                              gates * H,
@@ -412,15 +456,17 @@ void input_products(const BackwardPlan<Cell, T>& plan, const Chunk<Cell, T>& chu
   }
 }
 
-template <typename Cell, typename T>
-void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
+template <typename Cell, typename E>
+void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
+  using T = sum_t<E>;
   constexpr int kLanes = Vec<T>::kLanes;
+  constexpr bool kGrouped = Operand<E>::kGroup > 1;
   const SequenceShape& shape = args.shape;
   const int64_t H = shape.H;
   const int64_t P = shape.P;
   const int64_t O = shape.hidden();
 
-  BackwardPlan<Cell, T> plan{args};
+  BackwardPlan<Cell, E> plan{args};
   const Steps first_step(shape, true);
   plan.N = first_step.rows();
   const int64_t D = plan.delta_stride();
@@ -428,50 +474,61 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
   plan.want_weights = args.grad_w_ih != nullptr || args.grad_w_hh != nullptr ||
                       args.grad_b_ih != nullptr || args.grad_b_hh != nullptr ||
                       args.grad_w_hr != nullptr;
-  plan.chunk_rows = kChunkBytes / (D * static_cast<int64_t>(sizeof(T)));
+  plan.chunk_rows = kChunkBytes / (D * static_cast<int64_t>(sizeof(E)));
   if (plan.chunk_rows < kChunkRows) plan.chunk_rows = kChunkRows;
   if (plan.chunk_rows < shape.B) plan.chunk_rows = shape.B;
   if (plan.chunk_rows > plan.N) plan.chunk_rows = plan.N;
 
   const int64_t hidden_blocks = blocks_of<T>(O);
-  const Split wanted = split_work<Cell, T>(shape, threads.limit);
+  const Split wanted = split_work<Cell, E>(shape, threads.limit);
   const bool use_hh = shape.T > 1 || args.grad_h0 != nullptr;
   const bool pack_hh =
-      use_hh && worth_packing<T>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
+      use_hh && worth_packing<E>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
   const bool pack_hr = P > 0;
 
   // The deepest products: the gradients of the weights over a chunk, of x over the gates.
-  const int64_t part = part_size<T>(plan.chunk_rows > depth ? plan.chunk_rows : depth);
+  const int64_t part = part_size<E>(plan.chunk_rows > depth ? plan.chunk_rows : depth);
   const auto lay_out = [&](Arena arena) {
-    plan.zeros = arena.take<T>(depth);
-    plan.packed_hh = arena.take<T>(pack_hh ? hidden_blocks * depth * kLanes : 0);
-    plan.packed_hr = arena.take<T>(pack_hr ? blocks_of<T>(H) * P * kLanes : 0);
+    plan.zeros = arena.take<T>(H);
+    plan.none = arena.take<E>(H);
+    plan.packed_hh = arena.take<E>(pack_hh ? hidden_blocks * depth_of<E>(depth) * kLanes : 0);
+    plan.packed_hr = arena.take<E>(pack_hr ? blocks_of<T>(H) * depth_of<E>(P) * kLanes : 0);
     plan.carry = arena.take<T>(Cell::kCarries ? shape.B * O : 0);
     plan.dc = arena.take<T>(Cell::kHasState ? shape.B * H : 0);
-    plan.deltas = arena.take<T>(plan.chunk_rows * D);
-    plan.boundary = arena.take<T>(shape.B * depth);
-    plan.dp = arena.take<T>(P > 0 ? plan.chunk_rows * P : 0);
-    plan.h_full = arena.take<T>(P > 0 ? plan.chunk_rows * H : 0);
-    plan.h_prev = arena.take<const T*>(plan.want_weights ? plan.chunk_rows : 0);
+    plan.deltas = arena.take<E>(plan.chunk_rows * D);
+    plan.boundary = arena.take<E>(shape.B * depth);
+    plan.dp = arena.take<E>(P > 0 ? plan.chunk_rows * P : 0);
+    plan.h_full = arena.take<E>(P > 0 ? plan.chunk_rows * H : 0);
+    plan.h_prev = arena.take<const E*>(plan.want_weights ? plan.chunk_rows : 0);
+    const int64_t grouped = kGrouped && plan.want_weights ? depth_of<E>(plan.chunk_rows) : 0;
+    plan.delta_columns = kGrouped ? arena.take<E>(grouped * D) : plan.deltas;
+    plan.dp_columns = P == 0     ? nullptr
+                      : kGrouped ? arena.take<E>(grouped * plan.dp_stride())
+                                 : plan.dp;
     // Threads with different units of the same rows have tables of their own.
-    plan.rows = arena.take<BackwardRow<T>>(wanted.units * shape.B);
-    plan.part = arena.take<T>(wanted.rows * wanted.units * part);
+    plan.rows = arena.take<BackwardRow<E>>(wanted.units * shape.B);
+    plan.part = arena.take<E>(wanted.rows * wanted.units * part);
     return arena.used();
   };
   Workspace workspace(lay_out(Arena(nullptr)));
   lay_out(Arena(workspace.block()));
-  for (int64_t i = 0; i < depth; ++i) plan.zeros[i] = T(0);
-  plan.hh = pack_hh ? Columns<T>::packed(plan.packed_hh, depth)
-                    : Columns<T>::in_place(args.weights.w_hh, O);
-  plan.hr = Columns<T>::packed(plan.packed_hr, P);
+  for (int64_t i = 0; i < H; ++i) plan.zeros[i] = T{};
+  for (int64_t i = 0; i < H; ++i) plan.none[i] = E{};
+  plan.hh = Columns<E>::packed(plan.packed_hh, depth);
+  if constexpr (!kGrouped) {
+    if (!pack_hh) plan.hh = Columns<E>::in_place(args.weights.w_hh, O);
+  }
+  plan.hr = Columns<E>::packed(plan.packed_hr, P);
 
   Barrier barrier;
   auto body = [&](int id, int team) {
-    const auto pack = [&](bool wanted_here, const T* b, int64_t columns, int64_t K, T* to) {
+    const auto pack = [&](bool wanted_here, const E* b, int64_t columns, int64_t K, E* to) {
       if (!wanted_here) return;
       const Range mine = share(blocks_of<T>(columns), team, id);
-      for (int64_t block = mine.begin; block < mine.end; ++block)
-        pack_columns<T>({b, columns}, 0, K, columns, block, to + block * K * kLanes);
+      for (int64_t block = mine.begin; block < mine.end; ++block) {
+        pack_columns<E>({b, columns}, 0, K, columns, block,
+                        to + block * Columns<E>::packed(to, K).block_stride);
+      }
     };
     pack(pack_hh, args.weights.w_hh, O, depth, plan.packed_hh);
     pack(pack_hr, args.weights.w_hr, H, P, plan.packed_hr);
@@ -479,16 +536,20 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
 
     const Split split = wanted.among(team);
     const Share mine = share_of<T>(shape, split, id, team);
-    BackwardPlan<Cell, T> own = plan;
+    BackwardPlan<Cell, E> own = plan;
     own.rows += (id % split.units) * shape.B + mine.rows.begin;
     own.part += id * part;
 
     Steps steps = first_step;
     int64_t batch_before = 0;
     for (int64_t done = 0; done < shape.T;) {
-      const Chunk<Cell, T> chunk = Chunk<Cell, T>::from(steps, done, plan);
+      const Chunk<Cell, E> chunk = Chunk<Cell, E>::from(steps, done, plan);
       backward_steps(own, chunk, done, batch_before, mine, barrier);
       barrier.wait(team);
+      if (kGrouped && plan.want_weights) {
+        group_columns(own, chunk, id, team);
+        barrier.wait(team);
+      }
       if (plan.want_weights) weight_products(own, chunk, done > 0, id, team);
       if (args.grad_x != nullptr) input_products(own, chunk, id, team);
 
@@ -498,7 +559,7 @@ void backward_layer(const BackwardArgs<T>& args, const Threads& threads) {
       if (done < shape.T) {
         const Range kept = share(last.batch, team, id);
         for (int64_t row = kept.begin; row < kept.end; ++row) {
-          const T* from = plan.deltas + (last.offset - chunk.lowest + row) * D;
+          const E* from = plan.deltas + (last.offset - chunk.lowest + row) * D;
           for (int64_t i = 0; i < depth; ++i) plan.boundary[row * depth + i] = from[i];
         }
         batch_before = last.batch;

@@ -121,6 +121,17 @@ const Kernels<T>& kernels() {
   return tables.of[state().isa.load(std::memory_order_relaxed)];
 }
 
+const Kernels<bfloat16>* bfloat16_kernels() {
+#if defined(__x86_64__)
+  static const bool machine_has_them = __builtin_cpu_supports("avx512bf16");
+  static const Kernels<bfloat16> table = avx512_bf16::kernel_table<bfloat16>();
+  const int isa = state().isa.load(std::memory_order_relaxed);
+  return machine_has_them && isa == static_cast<int>(Isa::avx512) ? &table : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
 

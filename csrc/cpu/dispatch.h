@@ -25,8 +25,12 @@ ActiveIsa active_isa();
 // std::invalid_argument for a name that is unknown, not built or not available.
 void choose_isa(const std::string& name);
 
+// The kernels for float or double.
 template <typename T>
 const Kernels<T>& kernels();
+
+// The kernels for bfloat16, or null: there are some for avx512 on machines with AVX512_BF16.
+const Kernels<bfloat16>* bfloat16_kernels();
 
 // The tables, one for each instruction set and type, in isa_<set>_<type>.cpp.
 namespace baseline {
@@ -40,6 +44,10 @@ Kernels<T> kernel_table();
 namespace avx512 {
 template <typename T>
 Kernels<T> kernel_table();
+}
+namespace avx512_bf16 {
+template <typename E>
+Kernels<E> kernel_table();
 }
 
 }  // namespace fused_rnn

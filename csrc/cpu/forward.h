@@ -35,46 +35,59 @@ constexpr int64_t kAheadSums = 512 << 10;
 constexpr int64_t kFewestAhead = 8;
 
 // Where one row of a step reads and writes.
-template <typename T>
+template <typename E>
 struct ForwardRow {
-  const T* x;      // [I]
+  using T = sum_t<E>;
+
+  const E* x;      // [I]
   const T* ahead;  // input product and biases [blocks][G][kLanes], or null
-  const T* h_prev;
+  const E* h_prev;
   const T* c_prev;
-  T* h;      // [H], of `out` or, with a projection, of the row to project
+  E* h;      // [H], of `out` or, with a projection, of the row to project
   T* c;      // [H]
+  T* state;  // [H]: h before it was rounded, where the cell reads it and E is not T
   T* gates;  // [saved, H] or null
 };
 
-template <typename Cell, typename T>
+template <typename Cell, typename E>
 struct ForwardPlan {
-  const ForwardArgs<T>& args;
+  using T = sum_t<E>;
+  // h is a state beside what `out` holds of it.
+  static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
+
+  const ForwardArgs<E>& args;
   int64_t blocks = 0;       // of units
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
   bool ahead = false;  // input products before the steps
   int64_t steps_ahead = 0;
 
-  T* x_panels = nullptr;     // [blocks][I][G][kLanes]
-  T* h_panels = nullptr;     // [blocks][O][G][kLanes]
+  E* x_panels = nullptr;     // [blocks][I][G][kLanes]
+  E* h_panels = nullptr;     // [blocks][O][G][kLanes]
   T* bias = nullptr;         // [blocks][kSums][kLanes]
-  T* projection = nullptr;   // [blocks of P][H][kLanes]
-  T* unprojected = nullptr;  // [B, H]
-  T* zeros = nullptr;        // [max(O, H)]
+  E* projection = nullptr;   // [blocks of P][H][kLanes]
+  E* unprojected = nullptr;  // [B, H]
+  T* states = nullptr;       // [B, H]
+  T* zeros = nullptr;        // [H]
+  E* none = nullptr;         // [H]: zeros that stand for an h0
   // Parts of [steps_ahead * B][blocks][G][kLanes], where each thread has its rows or its blocks:
   T* ahead_sums = nullptr;
   // Of each thread:
-  ForwardRow<T>* rows = nullptr;  // [B]
-  const T** ahead_x = nullptr;    // [steps_ahead * B]
+  ForwardRow<E>* rows = nullptr;  // [B]
+  const E** ahead_x = nullptr;    // [steps_ahead * B]
 
+  // Elements of a block's panel.
+  int64_t panel(int64_t K) const { return depth_of<E>(K) * Cell::kGates * Vec<T>::kLanes; }
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
 };
 
 // A step: rows x blocks of units.
-template <typename Cell, typename T>
+template <typename Cell, typename E>
 struct ForwardStep {
-  const ForwardPlan<Cell, T>& plan;
-  const ForwardRow<T>* rows;
+  using T = sum_t<E>;
+
+  const ForwardPlan<Cell, E>& plan;
+  const ForwardRow<E>* rows;
   int64_t I;  // 0 where the input products are ahead
 
   template <int R, int NB>
@@ -83,7 +96,7 @@ struct ForwardStep {
     constexpr int kLanes = V::kLanes;
     constexpr int kGates = Cell::kGates;
     constexpr int kSums = Cell::kSums;
-    const ForwardRow<T>* const row_of = rows + row;
+    const ForwardRow<E>* const row_of = rows + row;
 
     V sum[R][NB][kSums];
 #pragma GCC unroll 8
@@ -95,7 +108,7 @@ struct ForwardStep {
         for (int r = 0; r < R; ++r) sum[r][b][s] = bias;
       }
     }
-    RowsAnywhere<T, R> x;
+    RowsAnywhere<E, R> x;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       x.row[r] = row_of[r].x;
@@ -110,31 +123,37 @@ struct ForwardStep {
         }
       }
     }
-    multiply<typename Cell::XMap>(sum, x, I,
-                                  plan.x_panels + block * plan.args.shape.I * kGates * kLanes,
-                                  kGates * kLanes, plan.args.shape.I * kGates * kLanes);
+    const int64_t x_panel = plan.panel(plan.args.shape.I);
+    multiply<typename Cell::XMap>(sum, x, I, plan.x_panels + block * x_panel,
+                                  kGates * Operand<E>::kElements, x_panel);
     const int64_t hidden = plan.args.shape.hidden();
-    RowsAnywhere<T, R> h;
+    const int64_t h_panel = plan.panel(hidden);
+    RowsAnywhere<E, R> h;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) h.row[r] = row_of[r].h_prev;
-    multiply<typename Cell::HMap>(sum, h, hidden, plan.h_panels + block * hidden * kGates * kLanes,
-                                  kGates * kLanes, hidden * kGates * kLanes);
+    multiply<typename Cell::HMap>(sum, h, hidden, plan.h_panels + block * h_panel,
+                                  kGates * Operand<E>::kElements, h_panel);
 
     finish_tile(*this, row, block, sum);
   }
 
   FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[Cell::kSums]) {
     using V = Vec<T>;
-    const ForwardRow<T>& at = rows[row];
+    const ForwardRow<E>& at = rows[row];
     const int64_t H = plan.args.shape.H;
     const int64_t unit = block * V::kLanes;
     const int n = lanes_of<T>(block, H);
     CellState<T> prev{V::zero(), V::zero()};
-    if constexpr (Cell::kReadsPrevious) prev.h = V::load(at.h_prev + unit, n);
+    if constexpr (plan.kKeepsState) {
+      prev.h = V::load(at.state + unit, n);
+    } else if constexpr (Cell::kReadsPrevious) {
+      prev.h = Operand<E>::widened(at.h_prev + unit, n);
+    }
     if constexpr (Cell::kHasState) prev.c = V::load(at.c_prev + unit, n);
     V saved[4];
     const CellState<T> next = Cell::forward(sum, prev, saved);
-    next.h.store(at.h + unit, n);
+    Operand<E>::narrow(next.h, at.h + unit, n);
+    if constexpr (plan.kKeepsState) next.h.store(at.state + unit, n);
     if constexpr (Cell::kHasState) next.c.store(at.c + unit, n);
     if constexpr (Cell::kSaved > 0) {
       if (at.gates != nullptr) {
@@ -148,34 +167,35 @@ struct ForwardStep {
 // w[j] . x[r] in lane r * (kLanes / R) + j, for R rows x and kLanes / R rows of w that follow each
 // other, of which n are there; K long. Each product is summed in a register of its own, and a
 // transposition adds those up in the end.
-template <int R, typename T>
-FUSED_RNN_INLINE Vec<T> dot_products(const T* w, int n, const T* const* x, int64_t K) {
-  using V = Vec<T>;
+template <int R, typename E>
+FUSED_RNN_INLINE Vec<sum_t<E>> dot_products(const E* w, int n, const E* const* x, int64_t K) {
+  using Op = Operand<E>;
+  using V = Vec<sum_t<E>>;
   constexpr int kAbreast = V::kLanes / R;
   V products[V::kLanes];
-  const T* rows[kAbreast];
+  const E* rows[kAbreast];
 #pragma GCC unroll 16
   for (int j = 0; j < kAbreast; ++j) {
     rows[j] = w + (j < n ? j : 0) * K;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) products[r * kAbreast + j] = V::zero();
   }
-  const auto add = [&](int64_t k, int lanes) __attribute__((always_inline)) {
-    V value[R];
+  const auto add = [&](int64_t k, int count) __attribute__((always_inline)) {
+    typename Op::V value[R];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) value[r] = V::load(x[r] + k, lanes);
+    for (int r = 0; r < R; ++r) value[r] = Op::load(x[r] + k, count);
 #pragma GCC unroll 16
     for (int j = 0; j < kAbreast; ++j) {
-      const V weights = V::load(rows[j] + k, lanes);
+      const typename Op::V weights = Op::load(rows[j] + k, count);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-        products[r * kAbreast + j] = fma(value[r], weights, products[r * kAbreast + j]);
+        products[r * kAbreast + j] = multiply_add(value[r], weights, products[r * kAbreast + j]);
     }
   };
   int64_t k = 0;
-  for (; k + V::kLanes <= K; k += V::kLanes) add(k, V::kLanes);
+  for (; k + Op::kElements <= K; k += Op::kElements) add(k, Op::kElements);
   if (k < K) add(k, static_cast<int>(K - k));
-  transpose_square<T>(products);
+  transpose_square(products);
   V total = products[0];
 #pragma GCC unroll 16
   for (int j = 1; j < V::kLanes; ++j) total = total + products[j];
@@ -183,8 +203,10 @@ FUSED_RNN_INLINE Vec<T> dot_products(const T* w, int n, const T* const* x, int64
 }
 
 // sums[r * stride + j] += w[j] . x[r] for R rows x and the n <= kLanes rows of w.
-template <int R, typename T>
-void add_dot_products(const T* w, int n, const T* const* x, int64_t K, T* sums, int64_t stride) {
+template <int R, typename E>
+void add_dot_products(const E* w, int n, const E* const* x, int64_t K, sum_t<E>* sums,
+                      int64_t stride) {
+  using T = sum_t<E>;
   constexpr int kAbreast = Vec<T>::kLanes / R;
   for (int first = 0; first < n; first += kAbreast) {
     T lanes[Vec<T>::kLanes];
@@ -200,8 +222,9 @@ void add_dot_products(const T* w, int n, const T* const* x, int64_t K, T* sums, 
 
 // A step with the weights in torch's layout, block of units by block. Rows pass by each gate's
 // weights of a block while those are in cache, several at a time for each load of a weight.
-template <typename Cell, typename T>
+template <typename Cell, typename E>
 struct InPlace {
+  using T = sum_t<E>;
   using V = Vec<T>;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kGates = Cell::kGates;
@@ -209,8 +232,8 @@ struct InPlace {
   static constexpr int kMost = 32;                       // whose sums are kept at a time
   static constexpr int64_t kStride = Cell::kSums * kLanes;
 
-  ForwardStep<Cell, T>& step;
-  const LayerWeights<T>& w = step.plan.args.weights;
+  ForwardStep<Cell, E>& step;
+  const LayerWeights<E>& w = step.plan.args.weights;
   int64_t H = step.plan.args.shape.H;
   int64_t I = step.plan.args.shape.I;
   int64_t O = step.plan.args.shape.hidden();
@@ -228,7 +251,7 @@ struct InPlace {
 
   // Its sums stay in registers.
   void one_row(int64_t block) {
-    const ForwardRow<T>& at = step.rows[0];
+    const ForwardRow<E>& at = step.rows[0];
     const int64_t unit = block * kLanes;
     const int n = lanes_of<T>(block, H);
     V sum[Cell::kSums];
@@ -256,9 +279,9 @@ struct InPlace {
       __builtin_memcpy(sums + i * kStride, step.plan.bias + block * kStride, kStride * sizeof(T));
     for (int g = 0; g < kGates; ++g) {
       const int64_t row = g * H + unit;
-      products(w.w_ih + row * I, n, &ForwardRow<T>::x, first, count, I,
+      products(w.w_ih + row * I, n, &ForwardRow<E>::x, first, count, I,
                sums + Cell::XMap::at(g) * kLanes);
-      products(w.w_hh + row * O, n, &ForwardRow<T>::h_prev, first, count, O,
+      products(w.w_hh + row * O, n, &ForwardRow<E>::h_prev, first, count, O,
                sums + Cell::HMap::at(g) * kLanes);
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -269,9 +292,9 @@ struct InPlace {
     }
   }
 
-  void products(const T* weights, int n, const T* ForwardRow<T>::* operand, int64_t first,
+  void products(const E* weights, int n, const E* ForwardRow<E>::* operand, int64_t first,
                 int64_t count, int64_t K, T* sums) {
-    const T* x[kMost];
+    const E* x[kMost];
     for (int64_t i = 0; i < count; ++i) x[i] = step.rows[first + i].*operand;
     int64_t i = 0;
     for (; i + kRows <= count; i += kRows)
@@ -281,10 +304,12 @@ struct InPlace {
 };
 
 // The input products of many rows, biases included, kept in the layout of the sums.
-template <typename Cell, typename T>
+template <typename Cell, typename E>
 struct InputProducts {
-  const ForwardPlan<Cell, T>& plan;
-  const T* const* x;
+  using T = sum_t<E>;
+
+  const ForwardPlan<Cell, E>& plan;
+  const E* const* x;
   T* sums;
 
   template <int R, int NB>
@@ -304,11 +329,11 @@ struct InputProducts {
         for (int r = 0; r < R; ++r) sum[r][b][g] = bias;
       }
     }
-    RowsAnywhere<T, R> from;
+    RowsAnywhere<E, R> from;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) from.row[r] = x[row + r];
-    multiply<InOrder<kGates>>(sum, from, I, plan.x_panels + block * I * kGates * kLanes,
-                              kGates * kLanes, I * kGates * kLanes);
+    multiply<InOrder<kGates>>(sum, from, I, plan.x_panels + block * plan.panel(I),
+                              kGates * Operand<E>::kElements, plan.panel(I));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       T* to = sums + (row + r) * plan.ahead_stride() + block * kGates * kLanes;
@@ -321,19 +346,20 @@ struct InputProducts {
   }
 };
 
-template <typename Cell, typename T>
-void pack_forward(const ForwardPlan<Cell, T>& plan, Range blocks) {
+template <typename Cell, typename E>
+void pack_forward(const ForwardPlan<Cell, E>& plan, Range blocks) {
+  using T = sum_t<E>;
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int kGates = Cell::kGates;
   const SequenceShape& shape = plan.args.shape;
-  const LayerWeights<T>& w = plan.args.weights;
+  const LayerWeights<E>& w = plan.args.weights;
   const int64_t I = shape.I;
   const int64_t O = shape.hidden();
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     if (!plan.x_in_place)
-      pack_gates(w.w_ih, kGates, shape.H, I, block, plan.x_panels + block * I * kGates * kLanes);
+      pack_gates(w.w_ih, kGates, shape.H, I, block, plan.x_panels + block * plan.panel(I));
     if (!plan.h_in_place)
-      pack_gates(w.w_hh, kGates, shape.H, O, block, plan.h_panels + block * O * kGates * kLanes);
+      pack_gates(w.w_hh, kGates, shape.H, O, block, plan.h_panels + block * plan.panel(O));
     T* bias = plan.bias + block * Cell::kSums * kLanes;
     for (int i = 0; i < Cell::kSums * kLanes; ++i) bias[i] = T(0);
     if (w.b_ih == nullptr) continue;
@@ -349,9 +375,10 @@ void pack_forward(const ForwardPlan<Cell, T>& plan, Range blocks) {
 }
 
 // One thread's part of the steps.
-template <typename Cell, typename T>
-void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier& barrier) {
-  const ForwardArgs<T>& args = plan.args;
+template <typename Cell, typename E>
+void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier& barrier) {
+  using T = sum_t<E>;
+  const ForwardArgs<E>& args = plan.args;
   const SequenceShape& shape = args.shape;
   const int64_t H = shape.H;
   const int64_t O = shape.hidden();
@@ -377,7 +404,7 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier&
           plan.ahead_x[count++] = args.x + (then.offset + row) * args.x_stride;
         if (ahead_until + 1 < shape.T) later.next();
       }
-      InputProducts<Cell, T> products{plan, plan.ahead_x, plan.ahead_sums};
+      InputProducts<Cell, E> products{plan, plan.ahead_x, plan.ahead_sums};
       for_each_tile<Cell::kGates>(count, mine.units, products);
       ahead_row = 0;
     }
@@ -386,12 +413,19 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier&
       const int64_t row = mine.rows.begin + i;
       const int64_t n = step.offset + row;
       const bool goes_on = row < previous_batch;
-      ForwardRow<T>& at = plan.rows[i];
+      ForwardRow<E>& at = plan.rows[i];
       at.x = args.x + n * args.x_stride;
       at.ahead = plan.ahead ? plan.ahead_sums + (ahead_row + i) * plan.ahead_stride() : nullptr;
       at.h_prev = goes_on              ? args.out + (previous_offset + row) * args.out_stride
                   : args.h0 != nullptr ? args.h0 + row * O
-                                       : plan.zeros;
+                                       : plan.none;
+      if constexpr (plan.kKeepsState) {
+        at.state = plan.states + row * H;
+        for (Range u = own_units; !goes_on && u.begin < u.end; u.begin += Vec<T>::kLanes) {
+          const int n = lanes_of<T>(0, u.size());
+          Operand<E>::widened(at.h_prev + u.begin, n).store(at.state + u.begin, n);
+        }
+      }
       at.h = shape.P > 0 ? plan.unprojected + row * H : args.out + n * args.out_stride;
       at.gates = args.gates != nullptr ? args.gates + n * Cell::kSaved * H : nullptr;
       if constexpr (Cell::kHasState) {
@@ -403,22 +437,23 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier&
     }
     ahead_row += rows;
 
-    ForwardStep<Cell, T> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I};
+    ForwardStep<Cell, E> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I};
     if (plan.h_in_place) {
-      InPlace<Cell, T>{tiles}.run(rows, mine.units);
+      InPlace<Cell, E>{tiles}.run(rows, mine.units);
     } else {
       for_each_tile<Cell::kSums>(rows, mine.units, tiles);
     }
     if (shape.P > 0) {
       if (!mine.alone) barrier.wait(mine.team);
-      const Product<T> project{plan.unprojected + mine.rows.begin * H,
-                               H,
-                               Columns<T>::packed(plan.projection, H),
-                               H,
-                               args.out + (step.offset + mine.rows.begin) * args.out_stride,
-                               args.out_stride,
-                               O,
-                               false};
+      const Product<E, false, E> project{
+          plan.unprojected + mine.rows.begin * H,
+          H,
+          Columns<E>::packed(plan.projection, H),
+          H,
+          args.out + (step.offset + mine.rows.begin) * args.out_stride,
+          args.out_stride,
+          O,
+          false};
       multiply_matrices(project, rows, mine.hidden);
     }
 
@@ -442,8 +477,9 @@ void forward_steps(const ForwardPlan<Cell, T>& plan, const Share& mine, Barrier&
   }
 }
 
-template <typename Cell, typename T>
-void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
+template <typename Cell, typename E>
+void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
+  using T = sum_t<E>;
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int kGates = Cell::kGates;
   const SequenceShape& shape = args.shape;
@@ -452,12 +488,12 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
   const int64_t O = shape.hidden();
   const int64_t P_blocks = shape.P > 0 ? blocks_of<T>(shape.P) : 0;
 
-  ForwardPlan<Cell, T> plan{args};
+  ForwardPlan<Cell, E> plan{args};
   plan.blocks = blocks_of<T>(H);
-  const Split wanted = split_work<Cell, T>(shape, threads.limit);
+  const Split wanted = split_work<Cell, E>(shape, threads.limit);
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
-  const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(T));
-  const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(T));
+  const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(E));
+  const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(E));
   plan.x_in_place = shape.T == 1 &&
                     shape.B <= (hh_bytes + ih_bytes < kWideBytes ? kRowsInPlace : kRowsInPlaceWide);
   plan.h_in_place = plan.x_in_place || (shape.B == 1 && hh_bytes > kInPlaceBytes);
@@ -472,22 +508,24 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
 
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
   const auto lay_out = [&](Arena arena) {
-    const int64_t panels = plan.blocks * kGates * kLanes;
-    plan.x_panels = arena.take<T>(plan.x_in_place ? 0 : panels * I);
-    plan.h_panels = arena.take<T>(plan.h_in_place ? 0 : panels * O);
+    plan.x_panels = arena.take<E>(plan.x_in_place ? 0 : plan.blocks * plan.panel(I));
+    plan.h_panels = arena.take<E>(plan.h_in_place ? 0 : plan.blocks * plan.panel(O));
     plan.bias = arena.take<T>(plan.blocks * Cell::kSums * kLanes);
-    plan.projection = arena.take<T>(P_blocks * H * kLanes);
-    plan.unprojected = arena.take<T>(shape.P > 0 ? shape.B * H : 0);
+    plan.projection = arena.take<E>(P_blocks * depth_of<E>(H) * kLanes);
+    plan.unprojected = arena.take<E>(shape.P > 0 ? shape.B * H : 0);
+    plan.states = arena.take<T>(plan.kKeepsState ? shape.B * H : 0);
     plan.zeros = arena.take<T>(H);
+    plan.none = arena.take<E>(H);
     plan.ahead_sums = arena.take<T>(ahead_rows * plan.ahead_stride());
     // Threads with different units of the same rows have tables of their own.
-    plan.rows = arena.take<ForwardRow<T>>(wanted.units * shape.B);
-    plan.ahead_x = arena.take<const T*>(wanted.units * ahead_rows);
+    plan.rows = arena.take<ForwardRow<E>>(wanted.units * shape.B);
+    plan.ahead_x = arena.take<const E*>(wanted.units * ahead_rows);
     return arena.used();
   };
   Workspace workspace(lay_out(Arena(nullptr)));
   lay_out(Arena(workspace.block()));
-  for (int64_t i = 0; i < H; ++i) plan.zeros[i] = T(0);
+  for (int64_t i = 0; i < H; ++i) plan.zeros[i] = T{};
+  for (int64_t i = 0; i < H; ++i) plan.none[i] = E{};
 
   Barrier barrier;
   auto body = [&](int id, int team) {
@@ -495,16 +533,17 @@ void forward_layer(const ForwardArgs<T>& args, const Threads& threads) {
     const Range packed = share(P_blocks, team, id);
     for (int64_t block = packed.begin; block < packed.end; ++block) {
       const int n = lanes_of<T>(block, shape.P);
-      const T* rows[kLanes] = {};
+      const E* rows[kLanes] = {};
       for (int j = 0; j < n; ++j) rows[j] = args.weights.w_hr + (block * kLanes + j) * H;
-      transpose_strip(rows, n, H, plan.projection + block * H * kLanes, kLanes);
+      transpose_strip(rows, n, H, plan.projection + block * depth_of<E>(H) * kLanes,
+                      Operand<E>::kElements);
     }
     barrier.wait(team);
 
     const Split split = wanted.among(team);
     const Share mine = share_of<T>(shape, split, id, team);
     const int64_t part = id % split.units;
-    ForwardPlan<Cell, T> own = plan;
+    ForwardPlan<Cell, E> own = plan;
     own.rows += part * shape.B + mine.rows.begin;
     if (plan.ahead) {
       own.ahead_x += part * ahead_rows + mine.rows.begin * plan.steps_ahead;

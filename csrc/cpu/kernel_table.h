@@ -5,6 +5,8 @@
 #include "cpu/simd/vec.h"
 //
 #include "cpu/simd/math.h"
+#include "cpu/simd/operand.h"
+//
 #include "cpu/simd/transpose.h"
 //
 #include "cpu/panels.h"
@@ -20,8 +22,8 @@
 //
 #include "cpu/backward.h"
 
-template <typename T>
-void forward(CellKind kind, const ForwardArgs<T>& args, const Threads& threads) {
+template <typename E>
+void forward(CellKind kind, const ForwardArgs<E>& args, const Threads& threads) {
   switch (kind) {
     case CellKind::lstm:
       return forward_layer<Lstm>(args, threads);
@@ -34,8 +36,8 @@ void forward(CellKind kind, const ForwardArgs<T>& args, const Threads& threads) 
   }
 }
 
-template <typename T>
-void backward(CellKind kind, const BackwardArgs<T>& args, const Threads& threads) {
+template <typename E>
+void backward(CellKind kind, const BackwardArgs<E>& args, const Threads& threads) {
   switch (kind) {
     case CellKind::lstm:
       return backward_layer<Lstm>(args, threads);
@@ -64,26 +66,29 @@ void tanh_of(const T* x, T* y, int64_t n) {
   }
 }
 
-template <typename T>
-double multiply_add(int64_t rounds) {
+template <typename E>
+double operations(int64_t rounds) {
+  using Op = Operand<E>;
+  using V = Vec<sum_t<E>>;
   constexpr int kSums = 12;
-  Vec<T> sum[kSums];
+  V sum[kSums];
 #pragma GCC unroll 16
-  for (int i = 0; i < kSums; ++i) sum[i] = Vec<T>::broadcast(T(i));
-  const Vec<T> a = Vec<T>::broadcast(T(0.999));
-  const Vec<T> b = Vec<T>::broadcast(T(0.001));
+  for (int i = 0; i < kSums; ++i) sum[i] = V::zero();
+  alignas(64) const E zeros[Op::kElements] = {};
+  typename Op::V a = Op::load(zeros);
+  asm volatile("" : FUSED_RNN_VECTOR_OPERAND(a.v));  // They could be anything.
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 16
     for (int i = 0; i < kSums; ++i) {
-      sum[i] = fma(sum[i], a, b);
+      sum[i] = multiply_add(a, a, sum[i]);
       // Each sum is a result of its own: nothing may be folded or dropped.
       asm volatile("" : FUSED_RNN_VECTOR_OPERAND(sum[i].v));
     }
   }
-  return 2.0 * kSums * Vec<T>::kLanes * static_cast<double>(rounds);
+  return 2.0 * kSums * Op::kElements * static_cast<double>(rounds);
 }
 
-template <typename T>
-Kernels<T> kernel_table() {
-  return {forward<T>, backward<T>, sigmoid_of<T>, tanh_of<T>, multiply_add<T>};
+template <typename E>
+Kernels<E> kernel_table() {
+  return {forward<E>, backward<E>, sigmoid_of<sum_t<E>>, tanh_of<sum_t<E>>, operations<E>};
 }

@@ -11,11 +11,30 @@
 // Aliasing     no output overlaps an input or another output.
 // Errors       std::bad_alloc for scratch memory, before anything is written. Nothing is checked.
 // Null         a pointer said to be optional may be null; others may not (unless their size is 0).
+// Types        E is the type of what products read: x, h, the weights, and inside the kernels the
+//              deltas. T = sum_t<E> is that of sums, cell states and everything else: the same,
+//              but float where E is bfloat16.
 #pragma once
 
 #include <cstdint>
 
 namespace fused_rnn {
+
+// As it lies in memory: the upper half of a float.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+template <typename E>
+struct SumOf {
+  using type = E;
+};
+template <>
+struct SumOf<bfloat16> {
+  using type = float;
+};
+template <typename E>
+using sum_t = typename SumOf<E>::type;
 
 enum class CellKind { lstm, gru, rnn_tanh, rnn_relu };
 
@@ -47,27 +66,31 @@ struct SequenceShape {
   int64_t hidden() const { return P > 0 ? P : H; }
 };
 
-template <typename T>
+template <typename E>
 struct LayerWeights {
-  const T* w_ih;  // [G*H, I]
-  const T* w_hh;  // [G*H, O]
+  using T = sum_t<E>;
+
+  const E* w_ih;  // [G*H, I]
+  const E* w_hh;  // [G*H, O]
   const T* b_ih;  // [G*H], optional together with b_hh
   const T* b_hh;  // [G*H]
-  const T* w_hr;  // [P, H], null without projection
+  const E* w_hr;  // [P, H], null without projection
 };
 
 // One layer in one direction.
-template <typename T>
+template <typename E>
 struct ForwardArgs {
+  using T = sum_t<E>;
+
   SequenceShape shape;
-  LayerWeights<T> weights;
-  const T* x;        // [N, I], rows x_stride apart
+  LayerWeights<E> weights;
+  const E* x;        // [N, I], rows x_stride apart
   int64_t x_stride;  // >= I
-  const T* h0;       // [B, O], optional: zeros
+  const E* h0;       // [B, O], optional: zeros
   const T* c0;       // [B, H], optional: zeros; not looked at without a cell state
-  T* out;            // [N, O], rows out_stride apart: h of every row
+  E* out;            // [N, O], rows out_stride apart: h of every row
   int64_t out_stride;
-  T* hn;     // [B, O]: h of each sequence's last step; optional
+  E* hn;     // [B, O]: h of each sequence's last step; optional
   T* cn;     // [B, H]: c of each sequence's last step, and the running c of inference; null
              // without a cell state
   T* gates;  // [N, saved, H]: written when training, null otherwise or where saved is 0
@@ -77,15 +100,17 @@ struct ForwardArgs {
 // The gradients of one layer in one direction. Inputs are those of the forward call; gates and
 // cells are what it wrote; biases are not looked at. Each gradient pointer is optional: null is not
 // computed.
-template <typename T>
+template <typename E>
 struct BackwardArgs {
+  using T = sum_t<E>;
+
   SequenceShape shape;
-  LayerWeights<T> weights;
-  const T* x;
+  LayerWeights<E> weights;
+  const E* x;
   int64_t x_stride;
-  const T* h0;
+  const E* h0;
   const T* c0;
-  const T* out;
+  const E* out;
   int64_t out_stride;
   const T* gates;
   const T* cells;
@@ -114,16 +139,18 @@ struct Threads {
   void (*run)(int count, void (*body)(void* context, int id, int team), void* context);
 };
 
-template <typename T>
+template <typename E>
 struct Kernels {
-  void (*forward)(CellKind, const ForwardArgs<T>&, const Threads&);
-  void (*backward)(CellKind, const BackwardArgs<T>&, const Threads&);
+  using T = sum_t<E>;
+
+  void (*forward)(CellKind, const ForwardArgs<E>&, const Threads&);
+  void (*backward)(CellKind, const BackwardArgs<E>&, const Threads&);
   // sigmoid and tanh of n values, for tests of their bounds.
   void (*sigmoid)(const T* x, T* y, int64_t n);
   void (*tanh)(const T* x, T* y, int64_t n);
-  // Runs rounds of independent fused multiply-adds in registers and returns how many floating
-  // point operations they were: timed by the caller, the machine's peak.
-  double (*multiply_add)(int64_t rounds);
+  // Runs rounds of independent multiply-adds in registers and returns how many floating point
+  // operations they were: timed by the caller, the machine's peak.
+  double (*operations)(int64_t rounds);
 };
 
 }  // namespace fused_rnn

@@ -23,56 +23,67 @@ Range columns_of(Range blocks, int64_t columns) {
   return {clipped(blocks.begin), clipped(blocks.end)};
 }
 
-// The weights of one product that a block of units takes part in:
-// to[k][g][lane] = w[g * H + block * kLanes + lane][k], zeros past H.
-template <typename T>
-void pack_gates(const T* w, int64_t gates, int64_t H, int64_t K, int64_t block, T* to) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  const int n = lanes_of<T>(block, H);
+// The weights of one product that a block of units takes part in, k in whole groups:
+// to[k][g][lane] = w[g * H + block * kLanes + lane][k], zeros past H and K.
+template <typename E>
+void pack_gates(const E* w, int64_t gates, int64_t H, int64_t K, int64_t block, E* to) {
+  constexpr int kLanes = Vec<sum_t<E>>::kLanes;
+  constexpr int kElements = Operand<E>::kElements;
+  const int n = lanes_of<sum_t<E>>(block, H);
   for (int64_t g = 0; g < gates; ++g) {
-    const T* rows[kLanes] = {};
+    const E* rows[kLanes] = {};
     for (int j = 0; j < n; ++j) rows[j] = w + (g * H + block * kLanes + j) * K;
-    transpose_strip(rows, n, K, to + g * kLanes, gates * kLanes);
+    transpose_strip(rows, n, K, to + g * kElements, gates * kElements);
   }
 }
 
 // Rows of a right-hand operand as its owner has them: `stride` apart, or anywhere.
-template <typename T>
+template <typename E>
 struct OperandRows {
-  const T* data;
+  const E* data;
   int64_t stride;
-  const T* const* anywhere = nullptr;
+  const E* const* anywhere = nullptr;
 
-  FUSED_RNN_INLINE const T* at(int64_t k) const {
+  FUSED_RNN_INLINE const E* at(int64_t k) const {
     return anywhere != nullptr ? anywhere[k] : data + k * stride;
   }
 };
 
-// K rows of `columns` columns, from row `first` on: to[k][lane] = b[first + k][block * kLanes +
-// lane], zeros past the last column.
-template <typename T>
-void pack_columns(const OperandRows<T>& b, int64_t first, int64_t K, int64_t columns, int64_t block,
-                  T* to) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  const int n = lanes_of<T>(block, columns);
-  for (int64_t k = 0; k < K; ++k)
-    Vec<T>::load(b.at(first + k) + block * kLanes, n).store(to + k * kLanes);
+// K rows of `columns` columns, from row `first` on, in whole groups: to[k][lane] = b[first + k][
+// block * kLanes + lane], zeros past the last row and column.
+template <typename E>
+void pack_columns(const OperandRows<E>& b, int64_t first, int64_t K, int64_t columns, int64_t block,
+                  E* to) {
+  using Op = Operand<E>;
+  constexpr int kLanes = Vec<sum_t<E>>::kLanes;
+  const int n = lanes_of<sum_t<E>>(block, columns);
+  for (int64_t k = 0; k < K; k += Op::kGroup, to += Op::kElements) {
+    const E* rows[Op::kGroup];
+#pragma GCC unroll 2
+    for (int i = 0; i < Op::kGroup; ++i)
+      rows[i] = k + i < K ? b.at(first + k + i) + block * kLanes : nullptr;
+    Op::pack(rows, n, to);
+  }
 }
 
 // A right-hand operand of a plain product. Block i starts at data + i * block_stride; its vector
-// for k at a further k * k_stride. All kLanes lanes of the last block can be read.
-template <typename T>
+// for the group of k at a further k / kGroup * k_stride. All kLanes lanes of the last block can be
+// read.
+template <typename E>
 struct Columns {
-  const T* data;
+  const E* data;
   int64_t k_stride;
   int64_t block_stride;
 
-  const T* at(int64_t block, int64_t k = 0) const {
-    return data + block * block_stride + k * k_stride;
+  const E* at(int64_t block, int64_t k = 0) const {
+    return data + block * block_stride + k / Operand<E>::kGroup * k_stride;
   }
 
-  static Columns packed(const T* data, int64_t K) {
-    return {data, Vec<T>::kLanes, K * Vec<T>::kLanes};
+  static Columns packed(const E* data, int64_t K) {
+    return {data, Operand<E>::kElements, depth_of<E>(K) * Vec<sum_t<E>>::kLanes};
   }
-  static Columns in_place(const T* data, int64_t stride) { return {data, stride, Vec<T>::kLanes}; }
+  static Columns in_place(const E* data, int64_t stride) {
+    static_assert(Operand<E>::kGroup == 1);
+    return {data, stride, Vec<E>::kLanes};
+  }
 };

@@ -1,14 +1,16 @@
 // Plain products of matrices, made of the same tile: gradients of weights and inputs.
 
 // c[m][n] = sum over k of a[m][k] * b[k][n], added to what c holds when `add`. A transposed a is
-// given as a[k][m].
-template <typename T, bool kTransposed = false>
+// given by its columns, as RowsOfTranspose reads them. c is of the type of sums, or rounded to E.
+template <typename E, bool kTransposed = false, typename C = sum_t<E>>
 struct Product {
-  const T* a;
+  using T = sum_t<E>;
+
+  const E* a;
   int64_t a_stride;
-  Columns<T> b;
+  Columns<E> b;
   int64_t K;
-  T* c;
+  C* c;
   int64_t c_stride;
   int64_t N;
   bool add;
@@ -17,20 +19,21 @@ struct Product {
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     constexpr int kLanes = Vec<T>::kLanes;
     Vec<T> sum[R][NB][1];
-    T* to = c + row * c_stride + block * kLanes;
+    C* to = c + row * c_stride + block * kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int i = 0; i < NB; ++i) {
-        sum[r][i][0] = add ? Vec<T>::load(to + r * c_stride + i * kLanes, lanes_of<T>(block + i, N))
-                           : Vec<T>::zero();
+        sum[r][i][0] =
+            add ? Operand<C>::widened(to + r * c_stride + i * kLanes, lanes_of<T>(block + i, N))
+                : Vec<T>::zero();
       }
     }
     if constexpr (kTransposed) {
-      const RowsOfTranspose<T> rows{a + row, a_stride};
+      const RowsOfTranspose<E> rows{a + row * Operand<E>::kGroup, a_stride};
       multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride);
     } else {
-      RowsAnywhere<T, R> rows;
+      RowsAnywhere<E, R> rows;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) rows.row[r] = a + (row + r) * a_stride;
       multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride);
@@ -38,8 +41,9 @@ struct Product {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int i = 0; i < NB; ++i)
-        sum[r][i][0].store(to + r * c_stride + i * kLanes, lanes_of<T>(block + i, N));
+      for (int i = 0; i < NB; ++i) {
+        Operand<C>::narrow(sum[r][i][0], to + r * c_stride + i * kLanes, lanes_of<T>(block + i, N));
+      }
     }
   }
 };
@@ -50,18 +54,21 @@ constexpr int64_t kDepth = 512;
 constexpr int64_t kBlocksAbreast = 4;
 
 // The product for M rows and the given blocks, a part of the columns and of k at a time:
-// panel(some, k, depth) gives the columns of that part of b.
-template <typename T, bool kTransposed, typename Panel>
-void for_each_part(const Product<T, kTransposed>& product, int64_t M, Range blocks,
+// panel(some, k, depth) gives the columns of that part of b. Sums that c rounds are never taken up
+// again: there all of k is one part.
+template <typename E, bool kTransposed, typename C, typename Panel>
+void for_each_part(const Product<E, kTransposed, C>& product, int64_t M, Range blocks,
                    const Panel& panel) {
+  constexpr int kLanes = Vec<sum_t<E>>::kLanes;
+  const int64_t deepest = sizeof(C) == sizeof(sum_t<E>) ? kDepth : product.K;
   for (Range some = blocks; some.begin < blocks.end; some.begin = some.end) {
     some.end = some.begin + kBlocksAbreast < blocks.end ? some.begin + kBlocksAbreast : blocks.end;
-    Product<T, kTransposed> part = product;
-    part.c += some.begin * Vec<T>::kLanes;
-    part.N -= some.begin * Vec<T>::kLanes;
+    Product<E, kTransposed, C> part = product;
+    part.c += some.begin * kLanes;
+    part.N -= some.begin * kLanes;
     int64_t k = 0;
     do {
-      part.K = product.K - k < kDepth ? product.K - k : kDepth;
+      part.K = product.K - k < deepest ? product.K - k : deepest;
       part.b = panel(some, k, part.K);
       for_each_tile<1>(M, Range{0, some.size()}, part);
       part.a += kTransposed ? part.K * part.a_stride : part.K;
@@ -72,43 +79,47 @@ void for_each_part(const Product<T, kTransposed>& product, int64_t M, Range bloc
 }
 
 // The product for M rows and the given blocks of columns, b as it is given.
-template <typename T, bool kTransposed>
-void multiply_matrices(const Product<T, kTransposed>& product, int64_t M, Range blocks) {
+template <typename E, bool kTransposed, typename C>
+void multiply_matrices(const Product<E, kTransposed, C>& product, int64_t M, Range blocks) {
   for_each_part(product, M, blocks, [&](Range some, int64_t k, int64_t) {
-    Columns<T> part = product.b;
+    Columns<E> part = product.b;
     part.data = product.b.at(some.begin, k);
     return part;
   });
 }
 
 // Scratch that multiply_rows needs for a product of depth K.
-template <typename T>
+template <typename E>
 int64_t part_size(int64_t K) {
-  return kBlocksAbreast * (K < kDepth ? K : kDepth) * Vec<T>::kLanes;
+  return kBlocksAbreast * depth_of<E>(K < kDepth ? K : kDepth) * Vec<sum_t<E>>::kLanes;
 }
 
 // Right-hand rows are read in place where packing them would not pay: by so few rows of `a` that a
 // tile or two are all their uses, and with columns that fill the blocks, which are read whole.
-template <typename T>
+// Groups have to be packed.
+template <typename E>
 bool worth_packing(int64_t columns, int64_t uses) {
   constexpr int64_t kUses = 4;
-  return uses > kUses || columns % Vec<T>::kLanes != 0;
+  return Operand<E>::kGroup > 1 || uses > kUses || columns % Vec<sum_t<E>>::kLanes != 0;
 }
 
 // The product for M rows and all columns, where b is given as rows: each part is packed just before
 // it is used, so that no packed copy of all of b is ever needed.
-template <typename T, bool kTransposed>
-void multiply_rows(Product<T, kTransposed> product, const OperandRows<T>& b, int64_t M,
-                   T* scratch) {
-  const Range blocks{0, blocks_of<T>(product.N)};
-  if (b.anywhere == nullptr && !worth_packing<T>(product.N, M / kTileRows)) {
-    product.b = Columns<T>::in_place(b.data, b.stride);
-    return multiply_matrices(product, M, blocks);
+template <typename E, bool kTransposed>
+void multiply_rows(Product<E, kTransposed> product, const OperandRows<E>& b, int64_t M,
+                   E* scratch) {
+  const Range blocks{0, blocks_of<sum_t<E>>(product.N)};
+  if constexpr (Operand<E>::kGroup == 1) {
+    if (b.anywhere == nullptr && !worth_packing<E>(product.N, M / kTileRows)) {
+      product.b = Columns<E>::in_place(b.data, b.stride);
+      return multiply_matrices(product, M, blocks);
+    }
   }
   for_each_part(product, M, blocks, [&](Range some, int64_t first, int64_t depth) {
+    const Columns<E> part = Columns<E>::packed(scratch, depth);
     for (int64_t block = some.begin; block < some.end; ++block)
       pack_columns(b, first, depth, product.N, block,
-                   scratch + (block - some.begin) * depth * Vec<T>::kLanes);
-    return Columns<T>::packed(scratch, depth);
+                   scratch + (block - some.begin) * part.block_stride);
+    return part;
   });
 }

@@ -57,7 +57,7 @@ Share share_of(const SequenceShape& shape, Split split, int id, int team) {
 // every thread would stream all of them at every step. Dividing the units costs a barrier a step,
 // and gives each thread its own part of the weights (H = 1024, B = 32, two threads: 42 ms against
 // 54 by rows; H = 512, B = 32: 8.5 against 8.9).
-template <typename Cell, typename T>
+template <typename Cell, typename E>
 Split split_work(const SequenceShape& shape, int limit) {
   constexpr double kWorthAThread = 4e5;       // multiply-adds of a whole call: some 4 us
   constexpr double kWorthABarrier = 4e4;      // multiply-adds of a step for each thread
@@ -71,10 +71,10 @@ Split split_work(const SequenceShape& shape, int limit) {
   const int count = at_most(limit, step * static_cast<double>(shape.T) / kWorthAThread);
   if (count == 1) return {1, 1};
   const int by_rows = at_most(count, static_cast<double>(shape.B));
-  const int by_units =
-      at_most(at_most(count, static_cast<double>(blocks_of<T>(shape.H))), step / kWorthABarrier);
+  const int by_units = at_most(at_most(count, static_cast<double>(blocks_of<sum_t<E>>(shape.H))),
+                               step / kWorthABarrier);
   const bool full_tiles =
-      shape.B >= kTileRows * static_cast<int64_t>(count) && weights * sizeof(T) <= kSharedWeights;
+      shape.B >= kTileRows * static_cast<int64_t>(count) && weights * sizeof(E) <= kSharedWeights;
   if (full_tiles || by_units == 1) return {by_rows, 1};
   return {1, by_units};
 }

@@ -19,52 +19,74 @@ constexpr int tile_blocks(int rows, int sums) {
 // Independent chains of additions wanted in flight: 4 cycles of latency times 2 a cycle.
 constexpr int kChains = 8;
 
-// The left-hand operand of a tile of R rows: element k of row r. Rows lie anywhere,
-template <typename T, int R>
+// The left-hand operand of a tile of R rows: the group of elements from k on of row r, in every
+// lane; `last` of one that the row ends in. Rows lie anywhere,
+template <typename E, int R>
 struct RowsAnywhere {
-  const T* row[R];
-  FUSED_RNN_INLINE T at(int r, int64_t k) const { return row[r][k]; }
+  using Op = Operand<E>;
+  const E* row[R];
+  FUSED_RNN_INLINE typename Op::V at(int r, int64_t k) const { return Op::broadcast(row[r] + k); }
+  FUSED_RNN_INLINE typename Op::V last(int r, int64_t k, int count) const {
+    return Op::broadcast(row[r] + k, count);
+  }
 };
 
-// or they are neighbouring columns of a row-major matrix, which is thus read as its transpose.
-template <typename T>
+// or they are neighbouring columns of a matrix, which is thus read as its transpose. Its rows are
+// of whole groups: element k of column r is column[(k / kGroup * stride + r) * kGroup + k %
+// kGroup].
+template <typename E>
 struct RowsOfTranspose {
-  const T* column;
+  using Op = Operand<E>;
+  const E* column;
   int64_t stride;
-  FUSED_RNN_INLINE T at(int r, int64_t k) const { return column[k * stride + r]; }
+  FUSED_RNN_INLINE typename Op::V at(int r, int64_t k) const {
+    return Op::broadcast(column + k * stride + r * Op::kGroup);
+  }
+  FUSED_RNN_INLINE typename Op::V last(int r, int64_t k, int) const { return at(r, k); }
 };
 
 // sum[r][b][map(v)] += sum over k of a.at(r, k) * panel[b * block_stride + k * k_stride + v lanes]
 //
-// Map says which of kSums sums the v-th vector of the panel adds to. Where the tile has fewer
-// sums than the additions that the machine keeps in flight, k is cut into interleaved parts.
-template <typename Map, int R, int NB, int kSums, typename T, typename Rows>
-FUSED_RNN_INLINE void multiply(Vec<T> (&sum)[R][NB][kSums], const Rows& a, int64_t K,
-                               const T* panel, int64_t k_stride, int64_t block_stride) {
-  constexpr int kLanes = Vec<T>::kLanes;
+// k counts groups here, and strides elements. Map says which of kSums sums the v-th vector of the
+// panel adds to. Where the tile has fewer sums than the additions that the machine keeps in flight,
+// k is cut into interleaved parts.
+template <typename Map, int R, int NB, int kSums, typename E, typename Rows>
+FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a, int64_t K,
+                               const E* panel, int64_t k_stride, int64_t block_stride) {
+  using Op = Operand<E>;
+  using T = sum_t<E>;
+  constexpr int kGroup = Op::kGroup;
+  constexpr int kElements = Op::kElements;
   constexpr int NV = Map::kVectors;
   constexpr int kUsed = R * NB * NV;
   constexpr int kParts = kUsed * 4 <= kChains ? 4 : kUsed * 2 <= kChains ? 2 : 1;
 
   if constexpr (kParts == 1) {
-    for (int64_t k = 0; k < K; ++k, panel += k_stride) {
-      Vec<T> column[NB][NV];
+    const auto step = [&](auto&& group) __attribute__((always_inline)) {
+      typename Op::V column[NB][NV];
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v)
-          column[b][v] = Vec<T>::load(panel + b * block_stride + v * kLanes);
+          column[b][v] = Op::load(panel + b * block_stride + v * kElements);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Vec<T> x = Vec<T>::broadcast(a.at(r, k));
+        const typename Op::V x = group(r);
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
           for (int v = 0; v < NV; ++v)
-            sum[r][b][Map::at(v)] = fma(x, column[b][v], sum[r][b][Map::at(v)]);
+            sum[r][b][Map::at(v)] = multiply_add(x, column[b][v], sum[r][b][Map::at(v)]);
         }
       }
+    };
+    int64_t k = 0;
+    for (; k + kGroup <= K; k += kGroup, panel += k_stride)
+      step([&](int r) __attribute__((always_inline)) { return a.at(r, k); });
+    if constexpr (kGroup > 1) {
+      const int rest = static_cast<int>(K - k);
+      if (rest > 0) step([&](int r) __attribute__((always_inline)) { return a.last(r, k, rest); });
     }
   } else {
     Vec<T> part[kParts][R][NB][NV];
@@ -73,26 +95,33 @@ FUSED_RNN_INLINE void multiply(Vec<T> (&sum)[R][NB][kSums], const Rows& a, int64
 #pragma GCC unroll 8
       for (int i = 0; i < kUsed; ++i) (&part[p][0][0][0])[i] = Vec<T>::zero();
     }
-    const auto step = [&](int p, int64_t k) __attribute__((always_inline)) {
+    const auto step = [&](int p, auto&& group) __attribute__((always_inline)) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Vec<T> x = Vec<T>::broadcast(a.at(r, k + p));
+        const typename Op::V x = group(r);
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
           for (int v = 0; v < NV; ++v) {
-            const T* column = panel + p * k_stride + b * block_stride + v * kLanes;
-            part[p][r][b][v] = fma(x, Vec<T>::load(column), part[p][r][b][v]);
+            const E* column = panel + p * k_stride + b * block_stride + v * kElements;
+            part[p][r][b][v] = multiply_add(x, Op::load(column), part[p][r][b][v]);
           }
         }
       }
     };
     int64_t k = 0;
-    for (; k + kParts <= K; k += kParts, panel += kParts * k_stride) {
+    for (; k + kParts * kGroup <= K; k += kParts * kGroup, panel += kParts * k_stride) {
 #pragma GCC unroll 8
-      for (int p = 0; p < kParts; ++p) step(p, k);
+      for (int p = 0; p < kParts; ++p)
+        step(p, [&](int r) __attribute__((always_inline)) { return a.at(r, k + p * kGroup); });
     }
-    for (; k < K; ++k, panel += k_stride) step(0, k);
+    for (; k + kGroup <= K; k += kGroup, panel += k_stride)
+      step(0, [&](int r) __attribute__((always_inline)) { return a.at(r, k); });
+    if constexpr (kGroup > 1) {
+      const int rest = static_cast<int>(K - k);
+      if (rest > 0)
+        step(0, [&](int r) __attribute__((always_inline)) { return a.last(r, k, rest); });
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8

@@ -33,22 +33,34 @@ FUSED_RNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   if constexpr (kRound * 2 < kLanes) transpose_square<T, kRound * 2>(rows);
 }
 
-// to[k * stride + j] = rows[j][k] for j < n <= kLanes, k < K, and zeros for n <= j < kLanes. rows
-// and to do not overlap.
-template <typename T>
-void transpose_strip(const T* const* rows, int n, int64_t K, T* to, int64_t stride) {
-  constexpr int kLanes = Vec<T>::kLanes;
+// Groups of elements of n <= kLanes rows side by side: to[k * stride + j] = rows[j][k] for groups
+// k, zeros for n <= j < kLanes and past the K-th element of a row; stride in elements. rows and to
+// do not overlap.
+template <typename E>
+void transpose_strip(const E* const* rows, int n, int64_t K, E* to, int64_t stride) {
+  using V = Vec<sum_t<E>>;
+  constexpr int kLanes = V::kLanes;
+  constexpr int kGroup = Operand<E>::kGroup;
   int64_t k = 0;
-  for (; k + kLanes <= K; k += kLanes) {
-    Vec<T> square[kLanes];
+  for (; k + kLanes * kGroup <= K; k += kLanes * kGroup) {
+    V square[kLanes];
 #pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) square[j] = j < n ? Vec<T>::load(rows[j] + k) : Vec<T>::zero();
-    transpose_square<T>(square);
+    for (int j = 0; j < kLanes; ++j) square[j] = V::zero();
 #pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) square[j].store(to + (k + j) * stride);
+    for (int j = 0; j < kLanes; ++j) {
+      if (j < n) __builtin_memcpy(&square[j].v, rows[j] + k, sizeof(V));
+    }
+    transpose_square(square);
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j)
+      __builtin_memcpy(to + (k / kGroup + j) * stride, &square[j].v, sizeof(V));
   }
-  for (; k < K; ++k) {
-    for (int j = 0; j < kLanes; ++j) to[k * stride + j] = j < n ? rows[j][k] : T(0);
+  for (; k < K; k += kGroup) {
+    E* const group = to + k / kGroup * stride;
+    for (int j = 0; j < kLanes; ++j) {
+      for (int e = 0; e < kGroup; ++e)
+        group[j * kGroup + e] = j < n && k + e < K ? rows[j][k + e] : E{};
+    }
   }
 }
 
