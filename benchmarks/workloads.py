@@ -110,9 +110,9 @@ def _loop(row: Row, module: nn.Module) -> tuple[Callable[[], Tensor], list[Tenso
 def peak(dtype: str) -> float:
     """GF/s that one thread reaches in nothing but fused multiply-adds, measured once.
 
-    Of float16 and bfloat16, the peak of float32, which the kernels compute them in.
+    Of types that the kernels compute as float32, the peak of that.
     """
-    if dtype in ("float16", "bfloat16"):
+    if dtype == "float16" or (dtype == "bfloat16" and not _C.multiplies_bfloat16()):
         return peak("float32")
     return _C.fma_rate(dtype, 0.3)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
-from . import _ops  # noqa: F401  (registers the operators)
+from . import _ops
 from ._traits import TRAITS
 
 
@@ -26,9 +26,15 @@ def _same_kind(input: Tensor, *others: Sequence[Tensor | None]) -> None:
                 )
 
 
-def _kernel_type(input: Tensor) -> torch.dtype:
-    """What the kernels compute with: what a forward pass keeps for the backward pass has it."""
-    return torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+def _reserve(input: Tensor, outputs: Any, saved: Any) -> Tensor:
+    """What a forward pass keeps for the backward pass: so many outputs, of the type that the
+    kernels read, and so many values of the type that they compute with."""
+    if input.dtype == torch.bfloat16 and _ops.extension.multiplies_bfloat16():
+        # Each value takes the place of two outputs.
+        return input.new_empty(((outputs + 1) // 2 * 2 + 2 * saved,))
+    narrow = input.dtype in (torch.float16, torch.bfloat16)
+    kind = torch.float32 if narrow else input.dtype
+    return input.new_empty((outputs + saved,), dtype=kind)
 
 
 def _hidden_size(params: Sequence[Tensor], cell: str) -> int | SymInt:
@@ -84,7 +90,7 @@ def _sequence_train_shapes(
         rows = rows * size
     saved = num_layers * directions * rows * TRAITS[cell].saved * _hidden_size(params, cell)
     outputs = num_layers * rows * directions * params[1].shape[1]
-    results.append(input.new_empty((outputs + saved,), dtype=_kernel_type(input)))
+    results.append(_reserve(input, outputs, saved))
     return results
 
 
@@ -124,9 +130,8 @@ def _cell_train_shapes(
     input: Tensor, states: Sequence[Tensor], params: Sequence[Tensor], cell: str
 ) -> list[Tensor]:
     results = _cell_shapes(input, states, params, cell)
-    blocks = 1 + TRAITS[cell].saved
-    kept = (input.shape[0] * blocks * params[1].shape[1],)
-    results.append(input.new_empty(kept, dtype=_kernel_type(input)))
+    outputs = input.shape[0] * params[1].shape[1]
+    results.append(_reserve(input, outputs, outputs * TRAITS[cell].saved))
     return results
 
 

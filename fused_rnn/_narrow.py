@@ -1,10 +1,12 @@
 """float16 and bfloat16: as the type of a module, and under torch.autocast on the CPU.
 
-The kernels convert both to float32, compute, keep the states in float32 and round the results once.
+Where the instruction set multiplies bfloat16, the products of the kernels read it; sums, gates, the
+state c and, where a cell reads it beside the products, the state h are float32. Elsewhere, and for
+float16, the kernels convert to float32, compute, and round the results once.
 
 Under autocast torch casts the weights and inputs of its products to the narrow type and lets type
 promotion decide the rest, so that the types of its results depend on the cell and on hx. There the
-whole call is computed in float32 from what was given, and the results get torch's types.
+whole call is computed in one type from what was given, and the results get torch's types.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,35 +16,64 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ._ops import extension
+
 NARROW = frozenset({torch.float16, torch.bfloat16})
 
 
-def _multiplies_bfloat16() -> bool:
-    """Whether the machine has instructions for products of bfloat16, which torch's oneDNN uses."""
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
+# Whether the machine has instructions for products of bfloat16, which torch's oneDNN uses.
+_HAS_TILES = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+_MULTIPLIES_BFLOAT16 = _HAS_TILES or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
-_MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The type that the kernels' products read for tensors of a narrow type."""
+    if dtype == torch.bfloat16 and extension.multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
 
 
-def torch_is_ahead(dtype: torch.dtype, weights: int, rows: int, batch: int, onednn: bool) -> bool:
-    """Whether torch's implementation is faster than converting to float32 and back.
+def cast_to(types: Sequence[torch.dtype], weights: int, rows: int) -> torch.dtype:
+    """What a call under autocast is computed in.
 
-    That is so where the weights are large and used for a few rows only, and with instructions for
-    bfloat16 where the products of a step are large. The limits were measured with modules of the
-    narrow type (not under autocast, where the weights need no conversion), on one core with AVX-512
-    and bfloat16 dot products, as times torch's speed: LSTMCell H = 128, 1.3 to 1.9,
-    H = 512, 0.1 to 0.5; in bfloat16 LSTM H = 64, B = 16 is at 1.0 to 1.1, H = 128, B = 32 at 0.7,
-    GRU H = 128, B = 32 at 1.9 to 2.4, H = 256, B = 64 at 0.9 to 1.0.
+    float32, unless the result is rounded to bfloat16 anyway and its products are worth casting the
+    weights (on one core, training an LSTM H = 128, B = 4: T = 10, 0.21 ms in bfloat16 and 0.24 in
+    float32; H = 32, B = 1, T = 60, without a gradient: 24 us and 19).
+
+    Args:
+        types: of the results.
+        weights: number of weights of a layer in one direction.
+        rows: of all steps.
+    """
+    kind = computed_in(types[0]) if types[0] in NARROW else torch.float32
+    return kind if weights >= 1 << 14 and rows >= 32 else torch.float32
+
+
+def torch_is_ahead(
+    dtype: torch.dtype, computed: torch.dtype, weights: int, rows: int, batch: int, onednn: bool
+) -> bool:
+    """Whether torch's implementation is faster than the kernels.
+
+    Where those read bfloat16, torch was not found to be. With a matrix unit, which torch uses and
+    they do not, it should be: LSTMs of large products are left to it, unmeasured.
+
+    Where they convert to float32, torch is faster if the weights are large and used for a few rows
+    only, and with instructions for bfloat16 if the products of a step are large. The limits were
+    measured with modules of the narrow type (not under autocast, where the weights need no
+    conversion), on one core with AVX-512 and bfloat16 dot products, as times torch's speed:
+    LSTMCell H = 128, 1.3 to 1.9, H = 512, 0.1 to 0.5; in bfloat16 LSTM H = 64, B = 16 is at 1.0 to
+    1.1, H = 128, B = 32 at 0.7, GRU H = 128, B = 32 at 1.9 to 2.4, H = 256, B = 64 at 0.9 to 1.0.
 
     Args:
         dtype: float16 or bfloat16.
+        computed: what the kernels' products would read.
         weights: number of weights of a layer in one direction.
         rows: of all steps.
         batch: rows of a step.
         onednn: for what torch computes with oneDNN, LSTMs on dense input.
     """
+    if computed == torch.bfloat16:
+        return _HAS_TILES and onednn and weights * batch > 2 << 20
     products = dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16
     if weights > 1 << 18 and rows < (16 if products else 4):
         return True
@@ -94,22 +125,24 @@ def are_castable(weights: Sequence[Any]) -> bool:
     return all(isinstance(weight, Tensor) and weight.dtype in types for weight in weights)
 
 
-def in_float32(
+def in_one_type(
     run: Callable[[Tensor, list[Tensor], list[Tensor]], Any],
     types: Sequence[torch.dtype],
     input: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
 ) -> Any:
-    """run(input, states, weights) in float32 without autocast, its results with the given types;
-    None where that gives None or the weights are of another type."""
+    """run(input, states, weights) without autocast, all of what `cast_to` says, its results with
+    the given types; None where that gives None or the weights are of another type."""
     if not are_castable(weights):
         return None
+    rows = input.numel() // max(input.shape[-1], 1) if input.dim() > 0 else 1
+    kind = cast_to(types, sum(weight.numel() for weight in weights[:2]), rows)
     with torch.autocast("cpu", enabled=False):
         results = run(
-            input.float(),
-            [state.float() for state in states],
-            [weight.float() for weight in weights],
+            input.to(kind),
+            [state.to(kind) for state in states],
+            [weight.to(kind) for weight in weights],
         )
     return None if results is None else with_types(results, types)
 

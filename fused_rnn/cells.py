@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import _compile, reference
-from ._narrow import in_float32
+from ._narrow import in_one_type
 from ._ops import cell, cell_op
 from ._ops import direct_cell as direct
 from ._traits import TRAITS
@@ -71,7 +71,7 @@ class _Cell(torch.nn.RNNCellBase, Fused):
                 reason = obstacle(input, _RANKS, self.input_size, states)
                 return self._try(reason, [], input, states, params, kind)
 
-            return in_float32(run, types, input, states, params)
+            return in_one_type(run, types, input, states, params)
         if reason in DIFFERENTIABLE:
             if cell_misfit(self, input, states, params, kind):
                 return None

@@ -20,6 +20,7 @@ def show_config() -> None:
         "instruction sets built": ", ".join(config["isa_built"]),
         "instruction sets available": ", ".join(config["isa_available"]),
         "instruction set active": f"{config['isa_active']} ({config['isa_reason']})",
+        "bfloat16": "multiplied" if config["bfloat16_products"] else "computed as float32",
         "threads": f"{torch.get_num_threads()} (OpenMP: {'yes' if config['openmp'] else 'no'})",
         "CUDA": "yes" if config["cuda"] else "no, CUDA tensors go to torch",
     }

@@ -7,9 +7,9 @@ device in C++ before it computes. When it refuses, `layer_misfit` and `cell_misf
 what did not fit, and torch.nn's implementation takes the call and raises its own error or, where
 torch is more lenient, answers. An error that no misfit explains is passed on.
 
-Some obstacles are overcome: transforms by the reference, autocast by computing in float32. And some
-calls without an obstacle go to torch, which is faster at them: `layer_types` and `cell_types` say
-so. Code that is being compiled asks `traced_obstacle` instead.
+Some obstacles are overcome: transforms by the reference, autocast by computing in one type. And
+some calls without an obstacle go to torch, which is faster at them: `layer_types` and `cell_types`
+say so. Code that is being compiled asks `traced_obstacle` instead.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._device import DeviceContext
 
 from . import export
-from ._narrow import NARROW, are_castable, result_types, torch_is_ahead
+from ._narrow import NARROW, are_castable, cast_to, computed_in, result_types, torch_is_ahead
 from ._ops import extension
 from ._traits import TRAITS
 
@@ -142,8 +142,22 @@ def layer_types(
         faster. Under autocast the types of h and, for an LSTM, c that torch gives; otherwise
         nothing, and they are those of the input.
     """
-    if reason not in OVERCOME or _layer_ahead(module, input, batch_sizes, reason):
+    if reason not in OVERCOME:
         return None
+    types = _layer_autocast_types(module, input, batch_sizes, states, reason)
+    if types is None or _layer_ahead(module, input, batch_sizes, reason, types):
+        return None
+    return types
+
+
+def _layer_autocast_types(
+    module: Any,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    reason: str | None,
+) -> list[torch.dtype] | None:
+    """`result_types` of a layer, nothing without autocast."""
     if reason != AUTOCAST:
         return []
     cell = CELLS[module.mode]
@@ -158,15 +172,23 @@ def cell_types(
     module: Any, input: Tensor, states: Sequence[Tensor], cell: str, reason: str | None
 ) -> list[torch.dtype] | None:
     """The same of a cell; `cell` is the operators' name of it."""
-    if reason not in OVERCOME or _cell_ahead(module, input, cell, reason):
+    if reason not in OVERCOME:
         return None
-    return _autocast_types(input, states, cell) if reason == AUTOCAST else []
+    types = _autocast_types(input, states, cell) if reason == AUTOCAST else []
+    if types is None or _cell_ahead(module, input, cell, reason, types):
+        return None
+    return types
 
 
 def _layer_ahead(
-    module: Any, input: Tensor, batch_sizes: Tensor | None, reason: str | None
+    module: Any,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    reason: str | None,
+    types: Sequence[torch.dtype],
 ) -> bool:
-    """Whether torch's layer multiplies in a narrow type and is faster than the kernels."""
+    """Whether torch's layer multiplies in a narrow type and is faster than the kernels; `types` are
+    those of the results under autocast."""
     dtype = _narrow_type(input, reason)
     if dtype is None:
         return False
@@ -179,16 +201,25 @@ def _layer_ahead(
         batch = 1
     onednn = module.mode == "LSTM" and batch_sizes is None and not module.proj_size
     weights = _number_of_weights(module, CELLS[module.mode])
-    return torch_is_ahead(dtype, weights, rows, batch, onednn)
+    computed = cast_to(types, weights, rows) if types else computed_in(dtype)
+    return torch_is_ahead(dtype, computed, weights, rows, batch, onednn)
 
 
-def _cell_ahead(module: Any, input: Tensor, cell: str, reason: str | None) -> bool:
+def _cell_ahead(
+    module: Any,
+    input: Tensor,
+    cell: str,
+    reason: str | None,
+    types: Sequence[torch.dtype],
+) -> bool:
     """The same of a cell. An unknown one is the operator's to refuse."""
     dtype = _narrow_type(input, reason)
     if dtype is None or cell not in TRAITS:
         return False
     rows = input.numel() // max(module.input_size, 1)
-    return torch_is_ahead(dtype, _number_of_weights(module, cell), rows, rows, onednn=False)
+    weights = _number_of_weights(module, cell)
+    computed = cast_to(types, weights, rows) if types else computed_in(dtype)
+    return torch_is_ahead(dtype, computed, weights, rows, rows, onednn=False)
 
 
 def _narrow_type(input: Tensor, reason: str | None) -> torch.dtype | None:
@@ -571,7 +602,8 @@ def _explain_layer(module: Any, input: Any, hx: Any) -> tuple[str | None, str | 
     if reason == TRACE:
         return reason, None  # Sizes are values there, and looking at one is recorded.
     misfit = layer_misfit(module, input, batch_sizes, states, params)
-    if _layer_ahead(module, input, batch_sizes, reason):
+    types = _layer_autocast_types(module, input, batch_sizes, states, reason)
+    if types is not None and _layer_ahead(module, input, batch_sizes, reason, types):
         reason = AHEAD
     try:
         if batch_sizes is not None:
@@ -594,7 +626,8 @@ def _explain_cell(module: Any, input: Any, hx: Any) -> tuple[str | None, str | N
     if reason == TRACE:
         return reason, None
     misfit = cell_misfit(module, input, states, params, cell)
-    if _cell_ahead(module, input, cell, reason):
+    types = _autocast_types(input, states, cell) if reason == AUTOCAST else []
+    if types is not None and _cell_ahead(module, input, cell, reason, types):
         reason = AHEAD
     try:
         if misfit is not None:

@@ -10,7 +10,7 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _compile, reference
-from ._narrow import in_float32
+from ._narrow import in_one_type
 from ._ops import direct_layer as direct
 from ._ops import sequence, sequence_op
 from .dispatch import (
@@ -91,7 +91,7 @@ class _Layer(torch.nn.RNNBase, Fused):
                 reason = obstacle(input, _DENSE, self.input_size, states)
                 return self._try(reason, [], input, states, weights)
 
-            return in_float32(run, types, input, states, weights)
+            return in_one_type(run, types, input, states, weights)
         if reason in DIFFERENTIABLE:
             if layer_misfit(self, input, None, states, weights):
                 return None
@@ -209,7 +209,7 @@ class _Layer(torch.nn.RNNBase, Fused):
                 reason = obstacle(data, _PACKED, self.input_size, states)
                 return self._try_packed(reason, [], input._replace(data=data), states, weights)
 
-            return in_float32(run, types, data, states, weights)
+            return in_one_type(run, types, data, states, weights)
         layers: Callable[..., list[Tensor]] = sequence
         if reason in DIFFERENTIABLE:
             if layer_misfit(self, data, batch_sizes, states, weights):

@@ -1,6 +1,7 @@
 """float16 and bfloat16, as the type of a module and under autocast: torch's types, and errors no
 larger than torch's."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +46,15 @@ LAYER_CASES = tuple(
 )
 
 
+@pytest.fixture
+def converting() -> Iterator[None]:
+    """An instruction set whose kernels convert every narrow type to float32."""
+    if fused_rnn._C.multiplies_bfloat16():
+        fused_rnn._C.set_isa("avx2")
+    yield
+    fused_rnn._C.set_isa(None)
+
+
 def check_errors(names: Any, ours: Any, theirs: Any, exact: Any) -> None:
     """Each of our results has torch's type and is at most as far from the exact one as torch's, or
     as rounding it takes it."""
@@ -75,7 +85,15 @@ def test_layers(case: Case, dtype: torch.dtype) -> None:
         expected = run_of(case, theirs, x, states, dtype)
     count = len(actual) - len(list(ours.parameters())) - len(states) - 1
     names = names_of(count, [name for name, _ in ours.named_parameters()], len(states))
+    if case.kind == "RNN_RELU" and not same_zeros(actual[0], expected[0], wide[0]):
+        # An h close to zero came out on the other side of it in one of them, where relu has another
+        # derivative: the gradients have nothing to do with each other.
+        names, actual, expected, wide = (of[:count] for of in (names, actual, expected, wide))
     check_errors(names, actual, expected, wide)
+
+
+def same_zeros(*results: Tensor) -> bool:
+    return all(torch.equal(result == 0, results[0] == 0) for result in results)
 
 
 def run_of(case: Case, module: Any, x: Tensor, states: Any, dtype: torch.dtype) -> list[Tensor]:
@@ -120,7 +138,7 @@ def test_operators(case: Case, dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.sequence.default, arguments + settings, test_utils=utilities)
     torch.library.opcheck(ops.sequence_train.default, arguments + settings, test_utils=utilities)
     *results, reserve = ops.sequence_train(*arguments, *settings)
-    assert reserve.dtype == torch.float32
+    assert reserve.dtype == _narrow.computed_in(dtype)
     wanted = [True] * (1 + len(states) + len(arguments[2]))
     torch.library.opcheck(
         ops.sequence_backward.default,
@@ -257,7 +275,7 @@ def test_mistakes_under_autocast() -> None:
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("name", MODULES)
-def test_torch_takes_what_it_is_faster_at(name: str, dtype: torch.dtype) -> None:
+def test_torch_takes_what_it_is_faster_at(name: str, dtype: torch.dtype, converting: None) -> None:
     """Large weights for one row: converting them would take longer than the step."""
     ours = getattr(fused_rnn, name)(700, 700, dtype=dtype)
     theirs = getattr(torch.nn, name)(700, 700, dtype=dtype)
@@ -273,19 +291,60 @@ def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = 4 * 128 * 256
     for multiplies in (True, False):
         monkeypatch.setattr(_narrow, "_MULTIPLIES_BFLOAT16", multiplies)
-        ahead = _narrow.torch_is_ahead(torch.bfloat16, weights, 3200, 32, onednn=True)
-        assert ahead == multiplies
-        assert not _narrow.torch_is_ahead(torch.float16, weights, 3200, 32, onednn=True)
         for onednn, limit in ((True, 2 << 20), (False, 20 << 20)):
             for batch in (limit // weights, limit // weights + 1):
-                ahead = _narrow.torch_is_ahead(torch.bfloat16, weights, 3200, batch, onednn)
+                sizes = (weights, 3200, batch, onednn)
+                ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.float32, *sizes)
                 assert ahead == (multiplies and batch * weights > limit)
+                assert not _narrow.torch_is_ahead(torch.float16, torch.float32, *sizes)
+                for tiles in (True, False):
+                    monkeypatch.setattr(_narrow, "_HAS_TILES", tiles)
+                    ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.bfloat16, *sizes)
+                    assert ahead == (tiles and onednn and batch * weights > limit)
         for dtype in NARROW:
             fewest = 16 if multiplies and dtype == torch.bfloat16 else 4
             for rows in (1, 3, 4, 15, 16):
-                ahead = _narrow.torch_is_ahead(dtype, (1 << 18) + 1, rows, 1, onednn=False)
-                assert ahead == (rows < fewest)
-                assert not _narrow.torch_is_ahead(dtype, 1 << 18, rows, 1, onednn=False)
+                for few, limit in ((rows < fewest, (1 << 18) + 1), (False, 1 << 18)):
+                    ahead = _narrow.torch_is_ahead(dtype, torch.float32, limit, rows, 1, False)
+                    assert ahead == few
+
+
+@pytest.mark.skipif(
+    not fused_rnn._C.multiplies_bfloat16(), reason="no instructions for products of bfloat16"
+)
+@pytest.mark.parametrize("name", [*LAYERS, "LSTMCell"])
+def test_autocast_casts_where_it_pays(name: str) -> None:
+    """The larger size is computed in bfloat16, as torch does, unless its results are float32."""
+    for hidden, kind in ((9, torch.float32), (130, torch.bfloat16)):
+        ours = getattr(fused_rnn, name)(70, hidden)
+        theirs = getattr(torch.nn, name)(70, hidden)
+        theirs.load_state_dict(ours.state_dict())
+        exact = getattr(torch.nn, name)(70, hidden, dtype=torch.float64)
+        exact.load_state_dict(ours.state_dict())
+        x = torch.randn(*[7] * (name in LAYERS), 33, 70)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual, expected = flatten(ours(x)), flatten(theirs(x))
+        truth = flatten(exact(x.double()))
+        check_errors(("output", "hn", "cn")[: len(truth)], actual, expected, truth)
+        error = (actual[0].double() - truth[0]).abs().max().item()
+        rounding = (truth[0].to(actual[0].dtype).double() - truth[0]).abs().max().item()
+        # Computed in float32, a result is as good as rounded once; in bfloat16 it is not.
+        as_good = error <= rounding + 2e-5
+        assert as_good == (torch.float32 in (kind, actual[0].dtype))
+
+
+def test_instruction_sets_do_not_mix() -> None:
+    """What a forward pass kept on one instruction set is refused on one that reads it otherwise."""
+    if not fused_rnn._C.multiplies_bfloat16():
+        pytest.skip("needs instructions for products of bfloat16")
+    layer = fused_rnn.LSTM(1, 1, dtype=torch.bfloat16)
+    output = layer(torch.ones(1, 1, 1, dtype=torch.bfloat16))[0]
+    fused_rnn._C.set_isa("avx2")
+    try:
+        with pytest.raises(RuntimeError, match="Expected reserve to have dtype"):
+            output.sum().backward()
+    finally:
+        fused_rnn._C.set_isa(None)
 
 
 @pytest.mark.parametrize("size", [9, 700])
@@ -293,7 +352,7 @@ def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_random_parametrizations_are_drawn_as_often_as_by_torch(
     size: int, dtype: torch.dtype
 ) -> None:
-    """Under autocast and in bfloat16; the larger size goes to torch."""
+    """Under autocast and in bfloat16; the larger size goes to torch where it is converted."""
     results = []
     for package in (torch.nn, fused_rnn):
         torch.manual_seed(1)
@@ -303,21 +362,39 @@ def test_random_parametrizations_are_drawn_as_often_as_by_torch(
             results.append(layer(torch.ones(1, 1, 5, dtype=dtype))[0])
             results.append(torch.rand(1))
             faster = "faster" in str(fused_rnn.explain(layer, torch.ones(1, 1, 5, dtype=dtype)))
-        assert package is torch.nn or faster == (size == 700)
+        converted = dtype == torch.float32 or _narrow.computed_in(dtype) == torch.float32
+        assert package is torch.nn or faster == (size == 700 and converted)
     assert_close("result", results[2], results[0], 2 * torch.finfo(torch.bfloat16).eps)
     assert torch.equal(results[3], results[1])
 
 
-def test_results_are_rounded_once() -> None:
-    """States stay in float32 from step to step: a small input is not lost beside a large state."""
-    rnn = fused_rnn.RNN(1, 1, nonlinearity="relu", bias=False, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_cell_states_are_rounded_once(dtype: torch.dtype) -> None:
+    """c stays in float32 from step to step: i g = 1 is not lost beside a large c."""
+    lstm = fused_rnn.LSTM(1, 1, dtype=dtype)
     with torch.no_grad():
-        for weight in rnn.parameters():
-            weight.fill_(1)
-    x = torch.full((257, 1, 1), 1.0, dtype=torch.bfloat16)
-    # 256 + 1 is 256 in bfloat16, and 257 steps of one would stop there.
-    assert rnn(x)[1].item() == torch.tensor(257.0).bfloat16().item()
-    assert rnn(torch.cat([x, x]))[1].item() == torch.tensor(514.0).bfloat16().item()
+        for weight in lstm.parameters():
+            weight.fill_(20)
+    steps = 1 + 2 / torch.finfo(dtype).eps
+    x = torch.ones(int(steps), 1, 1, dtype=dtype)
+    assert lstm(x)[1][1].item() == torch.tensor(steps).to(dtype).item()
+    assert lstm(torch.cat([x, x]))[1][1].item() == torch.tensor(2 * steps).to(dtype).item()
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("train", [True, False])
+def test_states_of_a_gru_are_rounded_once(dtype: torch.dtype, train: bool) -> None:
+    """h = z h with z close to one does not stay where rounding would hold it."""
+    gru = fused_rnn.GRU(1, 1, dtype=dtype)
+    with torch.no_grad():
+        for weight in gru.parameters():
+            weight.zero_()
+        gru.bias_ih_l0[1] = 8  # of z
+    x = torch.zeros(1000, 1, 1, dtype=dtype)
+    with torch.set_grad_enabled(train):
+        hn = gru(x, torch.ones(1, 1, 1, dtype=dtype))[1]
+    expected = torch.sigmoid(torch.tensor(8.0)) ** 1000
+    assert hn.item() == expected.to(dtype).item()
 
 
 def test_functional() -> None:

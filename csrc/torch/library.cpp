@@ -65,6 +65,7 @@ pybind11::dict config() {
   d["isa_available"] = names(available_isas());
   d["isa_active"] = isa_name(active.isa);
   d["isa_reason"] = active.reason;
+  d["bfloat16_products"] = bfloat16_kernels() != nullptr;
 #ifdef _OPENMP
   d["openmp"] = true;
 #else
@@ -78,15 +79,15 @@ pybind11::dict config() {
   return d;
 }
 
-template <typename T>
-double measure_fma_rate(double seconds) {
+template <typename E>
+double measure_fma_rate(const Kernels<E>& kernels, double seconds) {
   using Clock = std::chrono::steady_clock;
   constexpr int64_t kRounds = 1 << 16;
   double best = 0;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   do {
     const auto start = Clock::now();
-    const double operations = kernels<T>().multiply_add(kRounds);
+    const double operations = kernels.operations(kRounds);
     const std::chrono::duration<double> took = Clock::now() - start;
     best = std::max(best, operations / took.count());
   } while (Clock::now() < end);
@@ -95,9 +96,14 @@ double measure_fma_rate(double seconds) {
 
 double fma_rate(const std::string& dtype, double seconds) {
   const pybind11::gil_scoped_release release;
-  if (dtype == "float32") return measure_fma_rate<float>(seconds);
-  if (dtype == "float64") return measure_fma_rate<double>(seconds);
-  throw std::invalid_argument("Expected dtype 'float32' or 'float64', got '" + dtype + "'");
+  if (dtype == "float32") return measure_fma_rate(kernels<float>(), seconds);
+  if (dtype == "float64") return measure_fma_rate(kernels<double>(), seconds);
+  if (dtype == "bfloat16" && bfloat16_kernels() != nullptr)
+    return measure_fma_rate(*bfloat16_kernels(), seconds);
+  throw std::invalid_argument(
+      "Expected dtype 'float32', 'float64' or, with an instruction set that multiplies it, "
+      "'bfloat16', got '" +
+      dtype + "'");
 }
 
 void set_isa(const std::optional<std::string>& name) {
@@ -117,6 +123,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("config", &fused_rnn::config, "How this extension was built and what it runs.");
   m.def("set_isa", &fused_rnn::set_isa, pybind11::arg("name"),
         "Run the kernels of this instruction set; None goes back to the environment or detection.");
+  m.def(
+      "multiplies_bfloat16", [] { return fused_rnn::bfloat16_kernels() != nullptr; },
+      "Whether the active set has kernels for bfloat16; others compute it as float32.");
   m.def("fma_rate", &fused_rnn::fma_rate, pybind11::arg("dtype"), pybind11::arg("seconds"),
         "GF/s of fused multiply-adds in registers, one thread: the peak of the active set.");
   if (PyModule_AddFunctions(m.ptr(), fused_rnn::direct_methods) != 0)

@@ -14,34 +14,67 @@
 namespace fused_rnn {
 namespace {
 
-template <typename T>
-const T* data_or_null(const at::Tensor* tensor) {
-  return tensor != nullptr && tensor->defined() ? tensor->const_data_ptr<T>() : nullptr;
+// The kernels' bfloat16 in place of torch's.
+template <typename E>
+using torch_type = std::conditional_t<std::is_same_v<E, bfloat16>, at::BFloat16, E>;
+
+template <typename E>
+const E* given(const at::Tensor& tensor) {
+  if (!tensor.defined()) return nullptr;
+  return reinterpret_cast<const E*>(tensor.const_data_ptr<torch_type<E>>());
+}
+
+template <typename E>
+const E* given(const at::Tensor* tensor) {
+  return tensor == nullptr ? nullptr : given<E>(*tensor);
+}
+
+template <typename E>
+E* filled(const at::Tensor& tensor) {
+  if (!tensor.defined()) return nullptr;
+  return reinterpret_cast<E*>(tensor.mutable_data_ptr<torch_type<E>>());
+}
+
+// A part of the reserve that holds sums.
+template <typename E>
+auto* sums_at(E* reserve, int64_t offset) {
+  using T = sum_t<std::remove_const_t<E>>;
+  return reinterpret_cast<std::conditional_t<std::is_const_v<E>, const T, T>*>(reserve + offset);
 }
 
 // Not through the dispatcher, which below the CPU key has nothing to add.
-at::Tensor empty(at::IntArrayRef sizes, const Problem& p) {
-  return at::detail::empty_cpu(sizes, p.compute);
+at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
+  return at::detail::empty_cpu(sizes, type);
 }
 
-// From the type of the kernels to that of the call's tensors.
+// To the type of the call's tensors.
 void round(std::vector<at::Tensor>& results, size_t count, const Problem& p) {
-  if (p.dtype == p.compute) return;
-  for (size_t i = 0; i < count; ++i) results[i] = results[i].to(p.dtype);
+  for (size_t i = 0; i < count; ++i) {
+    if (results[i].scalar_type() != p.dtype) results[i] = results[i].to(p.dtype);
+  }
+}
+
+// run(kernels) with those of the call's types.
+template <typename Run>
+void with_kernels(const Problem& p, const Run& run) {
+  if (p.narrow != nullptr) return run(*p.narrow);
+  if (p.compute == at::kFloat) return run(kernels<float>());
+  run(kernels<double>());
 }
 
 // The weights of a layer and direction, in the order in which the ops take them.
-template <typename T>
-LayerWeights<T> layer_weights(const Problem& p, int64_t group) {
+template <typename E>
+LayerWeights<E> layer_weights(const Problem& p, int64_t group) {
+  using T = sum_t<E>;
   int64_t i = group * p.params_of_layer();
-  LayerWeights<T> w{};
-  w.w_ih = p.param(i++).const_data_ptr<T>();
-  w.w_hh = p.param(i++).const_data_ptr<T>();
+  LayerWeights<E> w{};
+  w.w_ih = given<E>(p.param(i++));
+  w.w_hh = given<E>(p.param(i++));
   if (p.bias) {
-    w.b_ih = p.param(i++).const_data_ptr<T>();
-    w.b_hh = p.param(i++).const_data_ptr<T>();
+    w.b_ih = given<T>(p.param(i++));
+    w.b_hh = given<T>(p.param(i++));
   }
-  if (p.P > 0) w.w_hr = p.param(i++).const_data_ptr<T>();
+  if (p.P > 0) w.w_hr = given<E>(p.param(i++));
   return w;
 }
 
@@ -51,73 +84,69 @@ T* slice(T* state, int64_t group, int64_t B, int64_t size) {
   return state == nullptr ? nullptr : state + group * B * size;
 }
 
-template <typename T>
-void run_forward(const Problem& p, const at::Tensor& output, const at::Tensor* hn,
-                 const at::Tensor* cn, const at::Tensor* reserve) {
+template <typename E>
+void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& output,
+                 const at::Tensor* hn, const at::Tensor* cn, const at::Tensor* reserve) {
+  using T = sum_t<E>;
   const Threads threads = torch_threads();
-  const Kernels<T>& run = kernels<T>();
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
-  T* const kept = reserve != nullptr ? reserve->mutable_data_ptr<T>() : nullptr;
+  E* const kept = reserve != nullptr ? filled<E>(*reserve) : nullptr;
   // Outputs of inner layers are kept for the backward pass or, without one, dropped in turn.
   at::Tensor inner[2];
-  const T* x = p.input().const_data_ptr<T>();
+  const E* x = given<E>(p.input());
   for (int64_t layer = 0; layer < p.L; ++layer) {
-    T* out = nullptr;
+    E* out = nullptr;
     if (kept != nullptr) {
       out = kept + p.output_offset(layer);
     } else if (layer + 1 == p.L) {
-      out = output.mutable_data_ptr<T>();
+      out = filled<E>(output);
     } else {
       at::Tensor& buffer = inner[layer % 2];
-      if (!buffer.defined()) buffer = empty({p.N, width}, p);
-      out = buffer.mutable_data_ptr<T>();
+      if (!buffer.defined()) buffer = empty({p.N, width}, p.operand);
+      out = filled<E>(buffer);
     }
     for (int64_t direction = 0; direction < p.D; ++direction) {
       const int64_t group = layer * p.D + direction;
-      ForwardArgs<T> args{};
+      ForwardArgs<E> args{};
       args.shape = p.shape(layer, direction);
-      args.weights = layer_weights<T>(p, group);
+      args.weights = layer_weights<E>(p, group);
       args.x = x;
       args.x_stride = p.input_size(layer);
-      args.h0 = slice(data_or_null<T>(p.state(0)), group, p.B, O);
+      args.h0 = slice(given<E>(p.state(0)), group, p.B, O);
       args.out = out + direction * O;
       args.out_stride = width;
-      if (hn != nullptr) args.hn = slice(hn->mutable_data_ptr<T>(), group, p.B, O);
+      if (hn != nullptr) args.hn = slice(filled<E>(*hn), group, p.B, O);
       if (p.traits.has_state) {
-        args.c0 = slice(data_or_null<T>(p.state(1)), group, p.B, p.H);
-        args.cn = slice(cn->mutable_data_ptr<T>(), group, p.B, p.H);
+        args.c0 = slice(given<T>(p.state(1)), group, p.B, p.H);
+        args.cn = slice(filled<T>(*cn), group, p.B, p.H);
       }
       if (kept != nullptr) {
-        if (p.traits.saved > 0) args.gates = kept + p.gates_offset(layer, direction);
-        if (p.traits.has_state) args.cells = kept + p.cells_offset(layer, direction);
+        if (p.traits.saved > 0) args.gates = sums_at(kept, p.gates_offset(layer, direction));
+        if (p.traits.has_state) args.cells = sums_at(kept, p.cells_offset(layer, direction));
       }
       run.forward(p.kind, args, threads);
     }
     x = out;
   }
   if (kept != nullptr) {
-    const T* const last = kept + p.output_offset(p.L - 1);
-    std::copy(last, last + p.N * width, output.mutable_data_ptr<T>());
+    const E* const last = kept + p.output_offset(p.L - 1);
+    std::copy(last, last + p.N * width, filled<E>(output));
   }
 }
 
 std::vector<at::Tensor> forward(const Problem& p, bool train) {
   std::vector<at::Tensor> results;
   results.reserve(4);
-  results.push_back(empty(p.output_sizes(), p));
+  results.push_back(empty(p.output_sizes(), p.operand));
   // A cell's new h is its output.
-  if (!p.single_cell) results.push_back(empty(p.state_sizes(0), p));
-  if (p.traits.has_state) results.push_back(empty(p.state_sizes(1), p));
-  if (train) results.push_back(empty({p.reserve_size()}, p));
+  if (!p.single_cell) results.push_back(empty(p.state_sizes(0), p.operand));
+  if (p.traits.has_state) results.push_back(empty(p.state_sizes(1), p.compute));
+  if (train) results.push_back(empty({p.reserve_size()}, p.operand));
   const at::Tensor* hn = p.single_cell ? nullptr : &results[1];
   const at::Tensor* cn = p.traits.has_state ? &results[p.single_cell ? 1 : 2] : nullptr;
   const at::Tensor* reserve = train ? &results.back() : nullptr;
-  if (p.compute == at::kFloat) {
-    run_forward<float>(p, results[0], hn, cn, reserve);
-  } else {
-    run_forward<double>(p, results[0], hn, cn, reserve);
-  }
+  with_kernels(p, [&](const auto& run) { run_forward(p, run, results[0], hn, cn, reserve); });
   round(results, results.size() - (train ? 1 : 0), p);
   return results;
 }
@@ -141,61 +170,55 @@ bool wanted_up_to(const Problem& p, const Gradients& g, int64_t layer) {
   return false;
 }
 
-template <typename T>
-void run_backward(const Problem& p, Gradients& g) {
+template <typename E>
+void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
+  using T = sum_t<E>;
   const Threads threads = torch_threads();
-  const Kernels<T>& run = kernels<T>();
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
-  const T* const kept = g.reserve.const_data_ptr<T>();
-  const auto filled = [](const at::Tensor& t) -> T* {
-    return t.defined() ? t.mutable_data_ptr<T>() : nullptr;
-  };
-  const auto given = [](const at::Tensor& t) -> const T* {
-    return t.defined() ? t.const_data_ptr<T>() : nullptr;
-  };
+  const E* const kept = given<E>(g.reserve);
   at::Tensor between[2];  // gradients of the outputs of inner layers
-  const T* grad_out = given(g.out);
+  const T* grad_out = given<T>(g.out);
   for (int64_t layer = p.L - 1; layer >= 0 && wanted_up_to(p, g, layer); --layer) {
     T* grad_x = nullptr;
     if (layer == 0) {
-      grad_x = filled(g.input);
+      grad_x = filled<T>(g.input);
     } else if (wanted_up_to(p, g, layer - 1)) {
       at::Tensor& buffer = between[layer % 2];
-      if (!buffer.defined()) buffer = empty({p.N, width}, p);
-      grad_x = buffer.mutable_data_ptr<T>();
+      if (!buffer.defined()) buffer = empty({p.N, width}, p.compute);
+      grad_x = filled<T>(buffer);
     }
     for (int64_t direction = 0; direction < p.D; ++direction) {
       const int64_t group = layer * p.D + direction;
-      BackwardArgs<T> args{};
+      BackwardArgs<E> args{};
       args.shape = p.shape(layer, direction);
-      args.weights = layer_weights<T>(p, group);
-      args.x = layer == 0 ? p.input().const_data_ptr<T>() : kept + p.output_offset(layer - 1);
+      args.weights = layer_weights<E>(p, group);
+      args.x = layer == 0 ? given<E>(p.input()) : kept + p.output_offset(layer - 1);
       args.x_stride = p.input_size(layer);
-      args.h0 = slice(data_or_null<T>(p.state(0)), group, p.B, O);
+      args.h0 = slice(given<E>(p.state(0)), group, p.B, O);
       args.out = kept + p.output_offset(layer) + direction * O;
       args.out_stride = width;
-      if (p.traits.saved > 0) args.gates = kept + p.gates_offset(layer, direction);
+      if (p.traits.saved > 0) args.gates = sums_at(kept, p.gates_offset(layer, direction));
       args.grad_out = grad_out != nullptr ? grad_out + direction * O : nullptr;
       args.grad_out_stride = width;
-      args.grad_hn = slice(given(g.hn), group, p.B, O);
+      args.grad_hn = slice(given<T>(g.hn), group, p.B, O);
       args.grad_x = grad_x;
       args.add_to_grad_x = direction > 0;
-      args.grad_h0 = slice(filled(g.states[0]), group, p.B, O);
+      args.grad_h0 = slice(filled<T>(g.states[0]), group, p.B, O);
       if (p.traits.has_state) {
-        args.c0 = slice(data_or_null<T>(p.state(1)), group, p.B, p.H);
-        args.cells = kept + p.cells_offset(layer, direction);
-        args.grad_cn = slice(given(g.cn), group, p.B, p.H);
-        args.grad_c0 = slice(filled(g.states[1]), group, p.B, p.H);
+        args.c0 = slice(given<T>(p.state(1)), group, p.B, p.H);
+        args.cells = sums_at(kept, p.cells_offset(layer, direction));
+        args.grad_cn = slice(given<T>(g.cn), group, p.B, p.H);
+        args.grad_c0 = slice(filled<T>(g.states[1]), group, p.B, p.H);
       }
       size_t i = static_cast<size_t>(group * p.params_of_layer());
-      args.grad_w_ih = filled(g.params[i++]);
-      args.grad_w_hh = filled(g.params[i++]);
+      args.grad_w_ih = filled<T>(g.params[i++]);
+      args.grad_w_hh = filled<T>(g.params[i++]);
       if (p.bias) {
-        args.grad_b_ih = filled(g.params[i++]);
-        args.grad_b_hh = filled(g.params[i++]);
+        args.grad_b_ih = filled<T>(g.params[i++]);
+        args.grad_b_hh = filled<T>(g.params[i++]);
       }
-      if (p.P > 0) args.grad_w_hr = filled(g.params[i++]);
+      if (p.P > 0) args.grad_w_hr = filled<T>(g.params[i++]);
       run.backward(p.kind, args, threads);
     }
     grad_out = grad_x;
@@ -211,7 +234,8 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   const size_t params = static_cast<size_t>(p.L * p.D * p.params_of_layer());
   TORCH_CHECK(wanted.size() == 1 + states + params, "Expected wanted to have ", 1 + states + params,
               " entries (input, states, parameters), got ", wanted.size());
-  p.check(reserve, {p.reserve_size()}, p.compute, "reserve");
+  // Another type is that of a forward call that ran on another instruction set.
+  p.check(reserve, {p.reserve_size()}, p.operand, "reserve");
   const auto reserve_contiguous = reserve.expect_contiguous();
 
   Gradients g{*reserve_contiguous, {}, {}, {}, {}, {}, {}};
@@ -233,7 +257,7 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   std::vector<at::Tensor> filled;
   const auto fill = [&](at::IntArrayRef sizes) {
     if (!wanted[next++]) return at::Tensor();
-    filled.push_back(empty(sizes, p));
+    filled.push_back(empty(sizes, p.compute));
     return filled.back();
   };
   g.input = fill(p.input().sizes());
@@ -241,11 +265,7 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   for (size_t i = 0; i < params; ++i)
     g.params.push_back(fill(p.param(static_cast<int64_t>(i)).sizes()));
 
-  if (p.compute == at::kFloat) {
-    run_backward<float>(p, g);
-  } else {
-    run_backward<double>(p, g);
-  }
+  with_kernels(p, [&](const auto& run) { run_backward(p, run, g); });
   round(filled, filled.size(), p);
   return filled;
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/dispatch.h"
+
 namespace fused_rnn {
 namespace {
 
@@ -33,6 +35,8 @@ Problem::Problem(const at::Tensor& input, at::TensorList states, at::TensorList 
       traits(cell_traits(kind)),
       dtype(input.scalar_type()),
       compute(at::isReducedFloatingType(dtype) ? at::kFloat : dtype),
+      narrow(dtype == at::kBFloat16 ? bfloat16_kernels() : nullptr),
+      operand(narrow != nullptr ? dtype : compute),
       L(num_layers),
       D(bidirectional ? 2 : 1) {
   TORCH_CHECK(input.device().is_cpu(), "Expected input to be on the CPU, got ", input.device());
@@ -65,12 +69,12 @@ Problem::Problem(const at::Tensor& input, at::TensorList states, at::TensorList 
               "Expected w_hh to be [", traits.gates, " * hidden_size, ...], got ", w_hh.sizes());
   H = w_hh.size(0) / traits.gates;
   TORCH_CHECK(P < H || P == 0, "Expected a projection size below hidden_size ", H, ", got ", P);
-  input_ = for_kernels(input);
+  input_ = for_kernels(input, operand);
 }
 
-c10::MaybeOwned<at::Tensor> Problem::for_kernels(const at::Tensor& tensor) const {
-  if (dtype == compute) return tensor.expect_contiguous();
-  return c10::MaybeOwned<at::Tensor>::owned(tensor.to(compute).contiguous());
+c10::MaybeOwned<at::Tensor> Problem::for_kernels(const at::Tensor& tensor, at::ScalarType type) {
+  if (tensor.scalar_type() == type) return tensor.expect_contiguous();
+  return c10::MaybeOwned<at::Tensor>::owned(tensor.to(type).contiguous());
 }
 
 Problem Problem::sequence(const at::Tensor& input, at::TensorList states, at::TensorList params,
@@ -147,7 +151,7 @@ void Problem::check_params(at::TensorList params) {
   const int64_t rows = traits.gates * H;
   const auto check = [&](size_t i, at::IntArrayRef sizes, const char* name) {
     this->check(params[i], sizes, dtype, name);
-    params_.push_back(for_kernels(params[i]));
+    params_.push_back(for_kernels(params[i], sizes.size() == 1 ? compute : operand));
   };
   size_t i = 0;
   for (int64_t layer = 0; layer < L; ++layer) {
@@ -167,7 +171,7 @@ void Problem::check_states(at::TensorList states) {
   constexpr const char* kNames[] = {"hidden[0]", "hidden[1]"};
   for (size_t i = 0; i < states.size(); ++i) {
     check(states[i], state_sizes(i), dtype, kNames[i]);
-    states_.push_back(for_kernels(states[i]));
+    states_.push_back(for_kernels(states[i], i == 0 ? operand : compute));
   }
 }
 
@@ -189,10 +193,6 @@ std::vector<int64_t> Problem::state_sizes(size_t i) const {
   const int64_t size = i == 0 ? hidden() : H;
   if (single_cell) return {B, size};
   return {L * D, B, size};
-}
-
-int64_t Problem::reserve_size() const {
-  return output_offset(L) + L * D * N * H * saved();
 }
 
 }  // namespace fused_rnn

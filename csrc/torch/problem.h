@@ -14,8 +14,9 @@ namespace fused_rnn {
 
 // One call: a stack of L layers in D directions over a dense or packed sequence, or a single cell,
 // which is one layer and one step. Refers to the tensors it was made from; holds copies of those
-// that were not contiguous, or are of a type that is stored but not computed with: float16 and
-// bfloat16 are computed with as float32, states included, and rounded once in the end.
+// that were not contiguous, or are not of the type that the kernels read. float16 is computed with
+// as float32 and rounded once in the end, and so is bfloat16 where the machine has no instructions
+// for its products; where it has, only biases and cell states are converted.
 class Problem {
  public:
   // A sequence: input [T, B, I], or [N, I] with batch_sizes [T].
@@ -28,8 +29,10 @@ class Problem {
 
   CellKind kind;
   CellTraits traits;
-  at::ScalarType dtype;    // of the tensors
-  at::ScalarType compute;  // of the kernels and of the reserve
+  at::ScalarType dtype;             // of the tensors
+  at::ScalarType compute;           // of sums, cell states and gradients: T of the kernels
+  const Kernels<bfloat16>* narrow;  // that run the call, or null
+  at::ScalarType operand;           // of x, h and the weights: E of the kernels
   int64_t L = 1, D = 1, T = 1, B = 0, N = 0, I = 0, H = 0, P = 0;
   bool bias = false;
   bool single_cell = false;
@@ -50,17 +53,19 @@ class Problem {
   std::vector<int64_t> output_sizes() const;
   std::vector<int64_t> state_sizes(size_t i) const;
 
-  // What a forward call keeps for the backward call, one flat tensor:
+  // What a forward call keeps for the backward call, one flat tensor of the type of operands:
   // the outputs of all layers [L, N, D*O], a copy of the last one's too, since the caller may
   // change the result in place,
-  // then for each layer and direction the gates [N, saved, H] and the cell states [N, H].
-  int64_t reserve_size() const;
+  // then, as sums, for each layer and direction the gates [N, saved, H] and the cell states [N, H].
+  // Offsets are of elements of the tensor.
+  int64_t reserve_size() const { return gates_offset(L, 0); }
   int64_t output_offset(int64_t layer) const { return layer * N * D * hidden(); }
   int64_t gates_offset(int64_t layer, int64_t direction) const {
-    return output_offset(L) + (layer * D + direction) * N * H * saved();
+    const int64_t outputs = (output_offset(L) + elements() - 1) / elements();
+    return (outputs + (layer * D + direction) * N * H * saved()) * elements();
   }
   int64_t cells_offset(int64_t layer, int64_t direction) const {
-    return gates_offset(layer, direction) + N * H * traits.saved;
+    return gates_offset(layer, direction) + N * H * traits.saved * elements();
   }
 
   // Checks that a tensor of the backward call has these sizes and this dtype, and is on the CPU.
@@ -71,12 +76,14 @@ class Problem {
   Problem(const at::Tensor& input, at::TensorList states, at::TensorList params,
           std::string_view cell, int64_t num_layers, bool bidirectional);
 
+  // Elements of the reserve that a sum takes.
+  int64_t elements() const { return operand == at::kBFloat16 ? 2 : 1; }
   int64_t saved() const { return traits.saved + (traits.has_state ? 1 : 0); }
   void check_params(at::TensorList params);
   void check_states(at::TensorList states);
   void check_total_size() const;
-  // A tensor as the kernels take it: contiguous and of the type that they compute with.
-  c10::MaybeOwned<at::Tensor> for_kernels(const at::Tensor& tensor) const;
+  // A tensor as the kernels take it: contiguous and of this type.
+  static c10::MaybeOwned<at::Tensor> for_kernels(const at::Tensor& tensor, at::ScalarType type);
 
   c10::MaybeOwned<at::Tensor> input_;
   c10::SmallVector<c10::MaybeOwned<at::Tensor>, 2> states_;
