@@ -164,61 +164,46 @@ struct ForwardStep {
   }
 };
 
-// w[j] . x[r] in lane r * (kLanes / R) + j, for R rows x and kLanes / R rows of w that follow each
-// other, of which n are there; K long. Each product is summed in a register of its own, and a
-// transposition adds those up in the end.
+// Products of R rows x and kLanes / R rows of weights that follow each other, each summed in a
+// register of its own, lane by lane.
 template <int R, typename E>
-FUSED_RNN_INLINE Vec<sum_t<E>> dot_products(const E* w, int n, const E* const* x, int64_t K) {
+struct DotProducts {
   using Op = Operand<E>;
   using V = Vec<sum_t<E>>;
-  constexpr int kAbreast = V::kLanes / R;
-  V products[V::kLanes];
-  const E* rows[kAbreast];
-#pragma GCC unroll 16
-  for (int j = 0; j < kAbreast; ++j) {
-    rows[j] = w + (j < n ? j : 0) * K;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) products[r * kAbreast + j] = V::zero();
-  }
-  const auto add = [&](int64_t k, int count) __attribute__((always_inline)) {
-    typename Op::V value[R];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) value[r] = Op::load(x[r] + k, count);
-#pragma GCC unroll 16
-    for (int j = 0; j < kAbreast; ++j) {
-      const typename Op::V weights = Op::load(rows[j] + k, count);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-        products[r * kAbreast + j] = multiply_add(value[r], weights, products[r * kAbreast + j]);
-    }
-  };
-  int64_t k = 0;
-  for (; k + Op::kElements <= K; k += Op::kElements) add(k, Op::kElements);
-  if (k < K) add(k, static_cast<int>(K - k));
-  transpose_square(products);
-  V total = products[0];
-#pragma GCC unroll 16
-  for (int j = 1; j < V::kLanes; ++j) total = total + products[j];
-  return total;
-}
+  static constexpr int kAbreast = V::kLanes / R;
 
-// sums[r * stride + j] += w[j] . x[r] for R rows x and the n <= kLanes rows of w.
-template <int R, typename E>
-void add_dot_products(const E* w, int n, const E* const* x, int64_t K, sum_t<E>* sums,
-                      int64_t stride) {
-  using T = sum_t<E>;
-  constexpr int kAbreast = Vec<T>::kLanes / R;
-  for (int first = 0; first < n; first += kAbreast) {
-    T lanes[Vec<T>::kLanes];
-    dot_products<R>(w + first * K, n - first, x, K).store(lanes);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      T* const to = sums + r * stride + first;
+  V sum[V::kLanes];
+
+  FUSED_RNN_INLINE DotProducts() {
 #pragma GCC unroll 16
-      for (int j = 0; j < kAbreast; ++j) to[j] += lanes[r * kAbreast + j];
-    }
+    for (int i = 0; i < V::kLanes; ++i) sum[i] = V::zero();
   }
-}
+
+  // sum[r][j] += w[j] x[r] for the first n rows of w; K long.
+  FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
+    const E* rows[kAbreast];
+#pragma GCC unroll 16
+    for (int j = 0; j < kAbreast; ++j) rows[j] = w + (j < n ? j : 0) * K;
+    const auto add_at = [&](int64_t k, int count) __attribute__((always_inline)) {
+      typename Op::V value[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) value[r] = Op::load(x[r] + k, count);
+#pragma GCC unroll 16
+      for (int j = 0; j < kAbreast; ++j) {
+        const typename Op::V weights = Op::load(rows[j] + k, count);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+          sum[r * kAbreast + j] = multiply_add(value[r], weights, sum[r * kAbreast + j]);
+      }
+    };
+    int64_t k = 0;
+    for (; k + Op::kElements <= K; k += Op::kElements) add_at(k, Op::kElements);
+    if (k < K) add_at(k, static_cast<int>(K - k));
+  }
+
+  // w[j] . x[r] in lane r * kAbreast + j.
+  FUSED_RNN_INLINE V total() { return sum_lanes(sum); }
+};
 
 // A step with the weights in torch's layout, block of units by block. Rows pass by each gate's
 // weights of a block while those are in cache, several at a time for each load of a weight.
@@ -260,12 +245,16 @@ struct InPlace {
       sum[s] = V::load(step.plan.bias + block * kStride + s * kLanes);
     for (int g = 0; g < kGates; ++g) {
       V& x_sum = sum[Cell::XMap::at(g)];
-      if (at.ahead != nullptr) x_sum = V::load(at.ahead + (block * kGates + g) * kLanes);
-      x_sum = x_sum + dot_products<1>(w.w_ih + (g * H + unit) * I, n, &at.x, step.I);
-    }
-    for (int g = 0; g < kGates; ++g) {
       V& h_sum = sum[Cell::HMap::at(g)];
-      h_sum = h_sum + dot_products<1>(w.w_hh + (g * H + unit) * O, n, &at.h_prev, O);
+      if (at.ahead != nullptr) x_sum = V::load(at.ahead + (block * kGates + g) * kLanes);
+      DotProducts<1, E> products;
+      products.add(w.w_ih + (g * H + unit) * I, n, &at.x, step.I);
+      if (Cell::XMap::at(g) != Cell::HMap::at(g)) {
+        x_sum = x_sum + products.total();
+        products = {};
+      }
+      products.add(w.w_hh + (g * H + unit) * O, n, &at.h_prev, O);
+      h_sum = h_sum + products.total();
     }
     step.finish(0, block, sum);
   }
@@ -277,12 +266,17 @@ struct InPlace {
     alignas(64) T sums[kMost * kStride];
     for (int64_t i = 0; i < count; ++i)
       __builtin_memcpy(sums + i * kStride, step.plan.bias + block * kStride, kStride * sizeof(T));
+    const E* x[kMost];
+    const E* h[kMost];
+    for (int64_t i = 0; i < count; ++i) {
+      x[i] = step.rows[first + i].x;
+      h[i] = step.rows[first + i].h_prev;
+    }
     for (int g = 0; g < kGates; ++g) {
-      const int64_t row = g * H + unit;
-      products(w.w_ih + row * I, n, &ForwardRow<E>::x, first, count, I,
-               sums + Cell::XMap::at(g) * kLanes);
-      products(w.w_hh + row * O, n, &ForwardRow<E>::h_prev, first, count, O,
-               sums + Cell::HMap::at(g) * kLanes);
+      int64_t i = 0;
+      for (; i + kRows <= count; i += kRows)
+        gate<kRows>(g, unit, n, x + i, h + i, sums + i * kStride);
+      for (; i < count; ++i) gate<1>(g, unit, n, x + i, h + i, sums + i * kStride);
     }
     for (int64_t i = 0; i < count; ++i) {
       V sum[Cell::kSums];
@@ -292,14 +286,31 @@ struct InPlace {
     }
   }
 
-  void products(const E* weights, int n, const E* ForwardRow<E>::* operand, int64_t first,
-                int64_t count, int64_t K, T* sums) {
-    const E* x[kMost];
-    for (int64_t i = 0; i < count; ++i) x[i] = step.rows[first + i].*operand;
-    int64_t i = 0;
-    for (; i + kRows <= count; i += kRows)
-      add_dot_products<kRows>(weights, n, x + i, K, sums + i * kStride, kStride);
-    for (; i < count; ++i) add_dot_products<1>(weights, n, x + i, K, sums + i * kStride, kStride);
+  // The sums of a gate for R rows and a block of units.
+  template <int R>
+  void gate(int g, int64_t unit, int n, const E* const* x, const E* const* h, T* sums) {
+    T* const x_sums = sums + Cell::XMap::at(g) * kLanes;
+    T* const h_sums = sums + Cell::HMap::at(g) * kLanes;
+    constexpr int kAbreast = DotProducts<R, E>::kAbreast;
+    for (int first = 0; first < n; first += kAbreast) {
+      const int64_t row = g * H + unit + first;
+      DotProducts<R, E> products;
+      products.add(w.w_ih + row * I, n - first, x, I);
+      if (x_sums != h_sums) {
+        add(products.total(), x_sums + first, kAbreast);
+        products = {};
+      }
+      products.add(w.w_hh + row * O, n - first, h, O);
+      add(products.total(), h_sums + first, kAbreast);
+    }
+  }
+
+  // sums[r][j] += the lane of row r and unit j
+  static FUSED_RNN_INLINE void add(V products, T* sums, int abreast) {
+    T lanes[kLanes];
+    products.store(lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) sums[i / abreast * kStride + i % abreast] += lanes[i];
   }
 };
 

@@ -33,6 +33,22 @@ FUSED_RNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   if constexpr (kRound * 2 < kLanes) transpose_square<T, kRound * 2>(rows);
 }
 
+// The sum of all lanes of rows[i] in lane i. Each round interleaves the rows of one half with those
+// of the other and adds: half as many rows, each of them twice as many sums of half as many lanes.
+template <typename T>
+FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&rows)[Vec<T>::kLanes]) {
+  constexpr int kLanes = Vec<T>::kLanes;
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      rows[i] = interleave<false>(rows[i], rows[i + half], LaneSequence<kLanes>{}) +
+                interleave<true>(rows[i], rows[i + half], LaneSequence<kLanes>{});
+    }
+  }
+  return rows[0];
+}
+
 // Groups of elements of n <= kLanes rows side by side: to[k * stride + j] = rows[j][k] for groups
 // k, zeros for n <= j < kLanes and past the K-th element of a row; stride in elements. rows and to
 // do not overlap.
