@@ -21,32 +21,34 @@
 #include "cpu/forward.h"
 //
 #include "cpu/backward.h"
+//
+#include "cpu/directions.h"
 
 template <typename E>
-void forward(CellKind kind, const ForwardArgs<E>& args, const Threads& threads) {
+void forward(CellKind kind, const ForwardArgs<E>* args, int directions, const Threads& threads) {
   switch (kind) {
     case CellKind::lstm:
-      return forward_layer<Lstm>(args, threads);
+      return forward_directions<Lstm>(args, directions, threads);
     case CellKind::gru:
-      return forward_layer<Gru>(args, threads);
+      return forward_directions<Gru>(args, directions, threads);
     case CellKind::rnn_tanh:
-      return forward_layer<Rnn<CellKind::rnn_tanh>>(args, threads);
+      return forward_directions<Rnn<CellKind::rnn_tanh>>(args, directions, threads);
     case CellKind::rnn_relu:
-      return forward_layer<Rnn<CellKind::rnn_relu>>(args, threads);
+      return forward_directions<Rnn<CellKind::rnn_relu>>(args, directions, threads);
   }
 }
 
 template <typename E>
-void backward(CellKind kind, const BackwardArgs<E>& args, const Threads& threads) {
+void backward(CellKind kind, const BackwardArgs<E>* args, int directions, const Threads& threads) {
   switch (kind) {
     case CellKind::lstm:
-      return backward_layer<Lstm>(args, threads);
+      return backward_directions<Lstm>(args, directions, threads);
     case CellKind::gru:
-      return backward_layer<Gru>(args, threads);
+      return backward_directions<Gru>(args, directions, threads);
     case CellKind::rnn_tanh:
-      return backward_layer<Rnn<CellKind::rnn_tanh>>(args, threads);
+      return backward_directions<Rnn<CellKind::rnn_tanh>>(args, directions, threads);
     case CellKind::rnn_relu:
-      return backward_layer<Rnn<CellKind::rnn_relu>>(args, threads);
+      return backward_directions<Rnn<CellKind::rnn_relu>>(args, directions, threads);
   }
 }
 

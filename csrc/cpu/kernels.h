@@ -143,8 +143,10 @@ template <typename E>
 struct Kernels {
   using T = sum_t<E>;
 
-  void (*forward)(CellKind, const ForwardArgs<E>&, const Threads&);
-  void (*backward)(CellKind, const BackwardArgs<E>&, const Threads&);
+  // One or two directions of a layer, which differ in no size. Of two backward, both or neither
+  // have a grad_x, the same, and only the second adds to it.
+  void (*forward)(CellKind, const ForwardArgs<E>* directions, int count, const Threads&);
+  void (*backward)(CellKind, const BackwardArgs<E>* directions, int count, const Threads&);
   // sigmoid and tanh of n values, for tests of their bounds.
   void (*sigmoid)(const T* x, T* y, int64_t n);
   void (*tanh)(const T* x, T* y, int64_t n);

@@ -52,6 +52,24 @@ Share share_of(const SequenceShape& shape, Split split, int id, int team) {
           team};
 }
 
+// The multiply-adds of a layer in one direction.
+struct Work {
+  double weights;  // of a row: how many weights there are
+  double step;
+  double call;
+
+  template <typename Cell>
+  static Work of(const SequenceShape& shape) {
+    const double weights = static_cast<double>(Cell::kGates) * static_cast<double>(shape.H) *
+                           static_cast<double>(shape.I + shape.hidden());
+    const double step = weights * static_cast<double>(shape.B);
+    return {weights, step, step * static_cast<double>(shape.T)};
+  }
+
+  // How many threads it is worth, some 4 us each.
+  double threads() const { return call / 4e5; }
+};
+
 // How to divide up to `limit` threads, no more than the work is worth. Rows need no barrier, so
 // they are divided where every thread gets full tiles of them, unless the weights are so large that
 // every thread would stream all of them at every step. Dividing the units costs a barrier a step,
@@ -59,22 +77,19 @@ Share share_of(const SequenceShape& shape, Split split, int id, int team) {
 // 54 by rows; H = 512, B = 32: 8.5 against 8.9).
 template <typename Cell, typename E>
 Split split_work(const SequenceShape& shape, int limit) {
-  constexpr double kWorthAThread = 4e5;       // multiply-adds of a whole call: some 4 us
   constexpr double kWorthABarrier = 4e4;      // multiply-adds of a step for each thread
   constexpr double kSharedWeights = 3 << 20;  // bytes
-  const double weights = static_cast<double>(Cell::kGates) * static_cast<double>(shape.H) *
-                         static_cast<double>(shape.I + shape.hidden());
-  const double step = weights * static_cast<double>(shape.B);
+  const Work work = Work::of<Cell>(shape);
   const auto at_most = [](int threads, double most) {
     return most < threads ? (most < 1 ? 1 : static_cast<int>(most)) : threads;
   };
-  const int count = at_most(limit, step * static_cast<double>(shape.T) / kWorthAThread);
+  const int count = at_most(limit, work.threads());
   if (count == 1) return {1, 1};
   const int by_rows = at_most(count, static_cast<double>(shape.B));
   const int by_units = at_most(at_most(count, static_cast<double>(blocks_of<sum_t<E>>(shape.H))),
-                               step / kWorthABarrier);
-  const bool full_tiles =
-      shape.B >= kTileRows * static_cast<int64_t>(count) && weights * sizeof(E) <= kSharedWeights;
+                               work.step / kWorthABarrier);
+  const bool full_tiles = shape.B >= kTileRows * static_cast<int64_t>(count) &&
+                          work.weights * sizeof(E) <= kSharedWeights;
   if (full_tiles || by_units == 1) return {by_rows, 1};
   return {1, by_units};
 }

@@ -106,9 +106,10 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
       if (!buffer.defined()) buffer = empty({p.N, width}, p.operand);
       out = filled<E>(buffer);
     }
+    ForwardArgs<E> directions[2] = {};
     for (int64_t direction = 0; direction < p.D; ++direction) {
       const int64_t group = layer * p.D + direction;
-      ForwardArgs<E> args{};
+      ForwardArgs<E>& args = directions[direction];
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<E>(p, group);
       args.x = x;
@@ -125,8 +126,8 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
         if (p.traits.saved > 0) args.gates = sums_at(kept, p.gates_offset(layer, direction));
         if (p.traits.has_state) args.cells = sums_at(kept, p.cells_offset(layer, direction));
       }
-      run.forward(p.kind, args, threads);
     }
+    run.forward(p.kind, directions, static_cast<int>(p.D), threads);
     x = out;
   }
   if (kept != nullptr) {
@@ -188,9 +189,10 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       if (!buffer.defined()) buffer = empty({p.N, width}, p.compute);
       grad_x = filled<T>(buffer);
     }
+    BackwardArgs<E> directions[2] = {};
     for (int64_t direction = 0; direction < p.D; ++direction) {
       const int64_t group = layer * p.D + direction;
-      BackwardArgs<E> args{};
+      BackwardArgs<E>& args = directions[direction];
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<E>(p, group);
       args.x = layer == 0 ? given<E>(p.input()) : kept + p.output_offset(layer - 1);
@@ -203,7 +205,7 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       args.grad_out_stride = width;
       args.grad_hn = slice(given<T>(g.hn), group, p.B, O);
       args.grad_x = grad_x;
-      args.add_to_grad_x = direction > 0;
+      args.add_to_grad_x = direction > 0 && grad_x != nullptr;
       args.grad_h0 = slice(filled<T>(g.states[0]), group, p.B, O);
       if (p.traits.has_state) {
         args.c0 = slice(given<T>(p.state(1)), group, p.B, p.H);
@@ -219,8 +221,8 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
         args.grad_b_hh = filled<T>(g.params[i++]);
       }
       if (p.P > 0) args.grad_w_hr = filled<T>(g.params[i++]);
-      run.backward(p.kind, args, threads);
     }
+    run.backward(p.kind, directions, static_cast<int>(p.D), threads);
     grad_out = grad_x;
   }
 }

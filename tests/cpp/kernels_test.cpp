@@ -175,7 +175,7 @@ struct Layer {
     args.cn = data(cn);
     args.gates = data(gates);
     args.cells = data(cells);
-    kernels_for<E>().forward(shape.kind, args, threads);
+    kernels_for<E>().forward(shape.kind, &args, 1, threads);
   }
 };
 
@@ -317,7 +317,7 @@ struct LayerGradients {
     args.grad_w_hr = data(of[5]);
     args.grad_h0 = data(of[6]);
     args.grad_c0 = data(of[7]);
-    kernels_for<E>().backward(l.shape.kind, args, threads);
+    kernels_for<E>().backward(l.shape.kind, &args, 1, threads);
   }
 };
 
