@@ -357,8 +357,39 @@ def test_anomaly_mode_finds_the_nan(kind: str, cell: bool) -> None:
             (total_of(module(x)) * float("nan")).backward()
         # What enters here is infinite; the NaN, zero times infinity, arises within the module.
         result = flatten(module(torch.zeros_like(x).requires_grad_()))[0]
-        with pytest.raises(RuntimeError, match=r"(Sequence|Cell)Function.*returned nan values"):
+        node = "FusedCellBackward" if cell else "FusedSequenceBackward"
+        with pytest.raises(RuntimeError, match=f"{node}.*returned nan values"):
             result.backward(torch.full_like(result, float("inf")))
+
+
+@kinds
+def test_a_long_chain_of_steps(kind: str) -> None:
+    """The graph of 50 000 steps is released without a call nested for each, run backward or not."""
+    module = make(kind, fused_rnn, True)
+    x, hx = input_for(True), None
+    for _ in range(50000):
+        hx = module(x, hx)
+    result = flatten(hx)[0].sum()
+    result.backward()
+    assert all(p.grad is not None for p in module.parameters())
+    for _ in range(50000):
+        hx = module(x, hx)
+    del hx, result
+
+
+def test_one_node_a_call() -> None:
+    """Its name, and the edges of a call: input, states and parameters, none for what needs none."""
+    cell, layer = fused_rnn.GRUCell(4, 7), fused_rnn.GRU(4, 7)
+    cell.bias_hh.requires_grad_(False)
+    x = torch.randn(3, 4, requires_grad=True)
+    for result, name, edges in (
+        (cell(x, torch.zeros(3, 7)), "FusedCellBackward", [1, 0, 1, 1, 1, 0]),
+        (layer(x[None])[1], "FusedSequenceBackward", [1, 1, 1, 1, 1]),
+    ):
+        node = result.grad_fn
+        assert node is not None
+        assert node.name() == name
+        assert [int(f is not None) for f, _ in node.next_functions] == edges
 
 
 def run_in_two_threads(work: Callable[[int], Any]) -> list[Any]:

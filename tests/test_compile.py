@@ -402,6 +402,26 @@ def test_compiled_autograd() -> None:
     assert_same([p.grad for p in model.parameters()], expected[3:])
 
 
+def test_compiled_autograd_of_eager_operators() -> None:
+    """Cells and packed layers, whose saved tensors and settings differ from a dense layer's."""
+    layer, cell = fused_rnn.LSTM(4, 7, 2, bidirectional=True), fused_rnn.LSTMCell(4, 7)
+    x = torch.randn(2, 4)
+    packed = pack([2, 4, 1], enforce_sorted=False)
+    for module, total in (
+        (cell, lambda: sum(h.square().sum() for h in cell(x, cell(x)))),
+        (layer, lambda: layer(packed)[0].data.square().sum()),
+    ):
+        expected = torch.autograd.grad(total(), list(module.parameters()))
+
+        @torch.compile(backend="aot_eager")
+        def step(loss: Tensor) -> None:
+            loss.backward()
+
+        with torch._dynamo.config.patch(compiled_autograd=True):
+            step(total())
+        assert_same([p.grad for p in module.parameters()], expected)
+
+
 def test_results_of_compiling_are_cached() -> None:
     need_compiler()
     from torch._dynamo.utils import counters

@@ -1,23 +1,31 @@
 // Autograd of the ops: first derivatives by the fused backward ops, higher ones by recomputing the
 // layer through ATen's differentiable ops.
 
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <type_traits>
 
 #include "torch/ops.h"
 #include "torch/recompute.h"
+#include "torch/surroundings.h"
 
 namespace fused_rnn {
 namespace {
 
-using torch::autograd::AutogradContext;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 template <typename Signature>
@@ -39,68 +47,75 @@ std::vector<at::Tensor> call_cell(const at::Tensor& input, at::TensorList states
   return op.call(input, states, params, name);
 }
 
-// The tensors of a call as saved: input, states, params, batch_sizes, reserve.
+// What an op is told besides its tensors. The name of a cell fits into a string without allocating.
+struct Setting {
+  std::string cell;
+  bool single_cell = false;
+  int64_t num_layers = 1;
+  bool bidirectional = false;
+};
+
+// Forward, also giving the reserve.
+std::vector<at::Tensor> train(const Setting& setting, const at::Tensor& input,
+                              at::TensorList states, at::TensorList params,
+                              const OptionalTensor& batch_sizes) {
+  static const auto cell_op = find<decltype(cell_train)>("fused_rnn::cell_train");
+  static const auto sequence_op = find<decltype(sequence_train)>("fused_rnn::sequence_train");
+  const auto& [cell, single_cell, num_layers, bidirectional] = setting;
+  const Surroundings around;
+  const bool plain = around.plain() && around.plain(input) && around.plain(states) &&
+                     around.plain(params) && (!batch_sizes || around.plain(*batch_sizes));
+  if (single_cell) {
+    return plain ? cell_train(input, states, params, cell)
+                 : cell_op.call(input, states, params, cell);
+  }
+  return plain ? sequence_train(input, states, params, batch_sizes, cell, num_layers, bidirectional)
+               : sequence_op.call(input, states, params, batch_sizes, cell, num_layers,
+                                  bidirectional);
+}
+
+// The tensors of a call as saved: input, states, params, reserve and, of a packed call,
+// batch_sizes.
 struct Saved {
   variable_list all;
-  size_t states;
+  size_t states, params;
 
   const at::Tensor& input() const { return all[0]; }
   at::TensorList state_list() const { return at::TensorList(all).slice(1, states); }
-  at::TensorList param_list() const {
-    return at::TensorList(all).slice(1 + states, all.size() - states - 3);
-  }
+  at::TensorList param_list() const { return at::TensorList(all).slice(1 + states, params); }
+  const at::Tensor& reserve() const { return all[1 + states + params]; }
   OptionalTensor batch_sizes() const {
-    const at::Tensor& sizes = all[all.size() - 2];
-    return sizes.defined() ? OptionalTensor(sizes) : std::nullopt;
+    const size_t i = 2 + states + params;
+    return i < all.size() ? OptionalTensor(all[i]) : std::nullopt;
   }
-  const at::Tensor& reserve() const { return all[all.size() - 1]; }
 };
 
-void save(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
-          at::TensorList params, const OptionalTensor& batch_sizes, std::string_view cell,
-          const at::Tensor& reserve) {
-  variable_list all;
-  all.reserve(states.size() + params.size() + 3);
-  all.push_back(input);
-  all.insert(all.end(), states.begin(), states.end());
-  all.insert(all.end(), params.begin(), params.end());
-  all.push_back(batch_sizes.value_or(at::Tensor()));
-  all.push_back(reserve);
-  ctx->save_for_backward(std::move(all));
-  ctx->saved_data["states"] = static_cast<int64_t>(states.size());
-  ctx->saved_data["cell"] = std::string(cell);
-  ctx->set_materialize_grads(false);
-}
-
-Saved saved_of(AutogradContext* ctx) {
-  return {ctx->get_saved_variables(), static_cast<size_t>(ctx->saved_data["states"].toInt())};
-}
-
-OptionalTensors optional(const variable_list& grads) {
-  OptionalTensors list;
-  list.reserve(grads.size());
+// Backward by the kernels: the gradients that are wanted, one after another.
+std::vector<at::Tensor> fused_gradients(const Setting& setting, const Saved& saved,
+                                        const variable_list& grads,
+                                        const std::vector<bool>& is_wanted) {
+  static const auto cell_op = find<decltype(cell_backward)>("fused_rnn::cell_backward");
+  static const auto sequence_op = find<decltype(sequence_backward)>("fused_rnn::sequence_backward");
+  const auto& [cell, single_cell, num_layers, bidirectional] = setting;
+  OptionalTensors given;
+  given.reserve(grads.size());
   for (const at::Tensor& grad : grads)
-    list.push_back(grad.defined() ? OptionalTensor(grad) : std::nullopt);
-  return list;
-}
-
-// Which of input, states and params want a gradient. They are the first edges of the node.
-Flags wanted_of(AutogradContext* ctx, const Saved& saved) {
-  const size_t count = 1 + saved.states + saved.param_list().size();
+    given.push_back(grad.defined() ? OptionalTensor(grad) : std::nullopt);
   Flags wanted;
-  wanted.reserve(count);
-  for (size_t i = 0; i < count; ++i) wanted.push_back(ctx->needs_input_grad(i));
-  return wanted;
-}
-
-// One gradient for each argument of forward: the wanted ones in their places, the rest undefined.
-variable_list in_places(const Flags& wanted, const variable_list& grads, size_t other_arguments) {
-  variable_list all(wanted.size() + other_arguments);
-  size_t next = 0;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    if (wanted[i]) all[i] = grads[next++];
+  wanted.reserve(is_wanted.size());
+  for (const bool want : is_wanted) wanted.push_back(want);
+  const Surroundings around;
+  const bool plain = around.plain() && around.plain(grads) && around.plain(saved.all);
+  const at::TensorList states = saved.state_list(), params = saved.param_list();
+  if (single_cell) {
+    return plain
+               ? cell_backward(given, saved.input(), states, params, saved.reserve(), cell, wanted)
+               : cell_op.call(given, saved.input(), states, params, saved.reserve(), cell, wanted);
   }
-  return all;
+  return plain ? sequence_backward(given, saved.input(), states, params, saved.batch_sizes(),
+                                   saved.reserve(), cell, num_layers, bidirectional, wanted)
+               : sequence_op.call(given, saved.input(), states, params, saved.batch_sizes(),
+                                  saved.reserve(), cell, num_layers, bidirectional, wanted);
 }
 
 // Gradients that can be differentiated again: `recompute(input, states, params)` gives the results
@@ -108,7 +123,7 @@ variable_list in_places(const Flags& wanted, const variable_list& grads, size_t 
 // (an input made from the weights) only the direct dependence is followed here; the engine follows
 // the rest.
 template <typename Recompute>
-variable_list differentiable_gradients(const Saved& saved, const Flags& wanted,
+variable_list differentiable_gradients(const Saved& saved, const std::vector<bool>& wanted,
                                        const variable_list& grads, Recompute&& recompute) {
   variable_list arguments;
   variable_list of;
@@ -132,78 +147,189 @@ variable_list differentiable_gradients(const Saved& saved, const Flags& wanted,
                                /*create_graph=*/true, /*allow_unused=*/true);
 }
 
-class SequenceFunction : public torch::autograd::Function<SequenceFunction> {
+// Backward of a call: a gradient for each of input, states and params, undefined if not wanted.
+variable_list gradients(const Setting& setting, const Saved& saved, const variable_list& grads,
+                        const std::vector<bool>& wanted) {
+  variable_list found;
+  if (at::GradMode::is_enabled()) {
+    const auto recompute = [&](const at::Tensor& input, at::TensorList states,
+                               at::TensorList params) {
+      return setting.single_cell
+                 ? recompute_cell(input, states, params, setting.cell)
+                 : recompute_sequence(input, states, params, saved.batch_sizes(), setting.cell,
+                                      setting.num_layers, setting.bidirectional);
+    };
+    found = differentiable_gradients(saved, wanted, grads, recompute);
+  } else {
+    found = fused_gradients(setting, saved, grads, wanted);
+  }
+  variable_list all(wanted.size());
+  size_t next = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (wanted[i]) all[i] = std::move(found[next++]);
+  }
+  return all;
+}
+
+// A call in the graph, like the nodes that torch generates for its own ops: torch's Function for
+// extensions adds 3 us to a step. Edges: input, states, params.
+class CallNode : public torch::autograd::Node {
  public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
-                               at::TensorList params, const OptionalTensor& batch_sizes,
-                               std::string_view cell, int64_t num_layers, bool bidirectional) {
-    static const auto op = find<decltype(sequence_train)>("fused_rnn::sequence_train");
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    auto results = op.call(input, states, params, batch_sizes, cell, num_layers, bidirectional);
-    ctx->saved_data["num_layers"] = num_layers;
-    ctx->saved_data["bidirectional"] = bidirectional;
-    save(ctx, input, states, params, batch_sizes, cell, results.back());
-    results.pop_back();
+  // None of these is a result of the node itself, which is why none is saved as its output.
+  void save(const Setting& setting, const at::Tensor& input, at::TensorList states,
+            at::TensorList params, const OptionalTensor& batch_sizes, const at::Tensor& reserve) {
+    setting_ = setting;
+    states_ = states.size();
+    params_ = params.size();
+    saved_.reserve(3 + states_ + params_);
+    const auto keep = [this](const at::Tensor& tensor) {
+      saved_.emplace_back(tensor, /*is_output=*/false);
+    };
+    keep(input);
+    for (const at::Tensor& state : states) keep(state);
+    for (const at::Tensor& param : params) keep(param);
+    keep(reserve);
+    if (batch_sizes) keep(*batch_sizes);
+  }
+
+  std::string name() const override {
+    return setting_.single_cell ? "FusedCellBackward" : "FusedSequenceBackward";
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return gradients(setting_, unpacked(), grads, wanted());
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable& saved : saved_) saved.reset_data();
+  }
+
+  // Compiled autograd: the node becomes a call of `gradients` between the graphs it compiles.
+  void compiled_args(torch::autograd::CompiledNodeArgs& args) const override {
+    args.collect(setting_.cell);
+    args.collect(setting_.single_cell);
+    args.collect(setting_.num_layers);
+    args.collect(setting_.bidirectional);
+    args.collect(static_cast<int64_t>(states_));
+    args.collect(saved_, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::autograd::SwapSavedVariables& swap) override {
+    namespace compiled = torch::dynamo::autograd;
+    swap.before(saved_);
+    compiled::PackedArgs packed;
+    packed.pack(setting_.cell);
+    packed.pack(setting_.single_cell);
+    packed.pack(setting_.num_layers);
+    packed.pack(setting_.bidirectional);
+    packed.pack(states_);
+    packed.pack(params_);
+    packed.pack(unpacked().all);
+    packed.pack(wanted());
+    const std::vector<c10::IValue>& args = packed.vec();
+    std::vector<at::TypePtr> types;
+    for (const c10::IValue& argument : args) types.push_back(argument.type());
+    const auto& compiler = compiled::getPyCompilerInterface();
+    const std::string function = compiler->bind_function(
+        swap.get_py_compiler(), name(), apply_packed, types, /*is_custom_function=*/true,
+        /*is_traceable=*/false);
+    variable_list results = compiler->call_function(
+        swap.get_py_compiler(), "apply_functional", function, grads, args,
+        compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+            compiled::get_input_metadata(next_edges())));
+    swap.after(saved_);
     return results;
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Saved saved = saved_of(ctx);
-    const Flags wanted = wanted_of(ctx, saved);
-    const std::string cell = ctx->saved_data["cell"].toStringRef();
-    const int64_t num_layers = ctx->saved_data["num_layers"].toInt();
-    const bool bidirectional = ctx->saved_data["bidirectional"].toBool();
-    constexpr size_t kOtherArguments = 4;  // batch_sizes, cell, num_layers, bidirectional
-    if (at::GradMode::is_enabled()) {
-      const auto recompute = [&](const at::Tensor& input, at::TensorList states,
-                                 at::TensorList params) {
-        return recompute_sequence(input, states, params, saved.batch_sizes(), cell, num_layers,
-                                  bidirectional);
-      };
-      return in_places(wanted, differentiable_gradients(saved, wanted, grads, recompute),
-                       kOtherArguments);
-    }
-    static const auto op = find<decltype(sequence_backward)>("fused_rnn::sequence_backward");
-    return in_places(
-        wanted,
-        op.call(optional(grads), saved.input(), saved.state_list(), saved.param_list(),
-                saved.batch_sizes(), saved.reserve(), cell, num_layers, bidirectional, wanted),
-        kOtherArguments);
+ private:
+  Saved unpacked() const {
+    Saved saved{{}, states_, params_};
+    saved.all.reserve(saved_.size());
+    for (const SavedVariable& one : saved_) saved.all.push_back(one.unpack());
+    return saved;
   }
+
+  std::vector<bool> wanted() const {
+    std::vector<bool> wanted(num_outputs());
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
+    return wanted;
+  }
+
+  static variable_list apply_packed(const variable_list& grads,
+                                    const std::vector<c10::IValue>& args) {
+    torch::dynamo::autograd::PackedArgs packed(args);
+    Setting setting;
+    setting.cell = packed.unpack<std::string>();
+    setting.single_cell = packed.unpack<bool>();
+    setting.num_layers = packed.unpack<int64_t>();
+    setting.bidirectional = packed.unpack<bool>();
+    Saved saved;
+    saved.states = packed.unpack<size_t>();
+    saved.params = packed.unpack<size_t>();
+    saved.all = packed.unpack<variable_list>();
+    return gradients(setting, saved, grads, packed.unpack<std::vector<bool>>());
+  }
+
+  Setting setting_;
+  size_t states_ = 0, params_ = 0;
+  std::vector<SavedVariable> saved_;
 };
 
-class CellFunction : public torch::autograd::Function<CellFunction> {
- public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, at::TensorList states,
-                               at::TensorList params, std::string_view cell) {
-    static const auto op = find<decltype(cell_train)>("fused_rnn::cell_train");
+// How torch holds its nodes: by intrusive_ptr or, in older versions, by shared_ptr and with a
+// function of its own to delete them.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+template <typename Kind>
+auto make_node() {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
+    return std::shared_ptr<Kind>(new Kind, [](auto* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<Kind>();
+  }
+}
+
+torch::autograd::Edge edge_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  return torch::autograd::impl::gradient_edge(tensor);
+}
+
+// What torch's own Function refuses too: transforms, and a derivative in forward mode.
+void refuse_other_derivatives(const at::Tensor& input, at::TensorList states,
+                              at::TensorList params) {
+  if (const auto& functorch = at::functorch::functorchTLSAccessor())
+    functorch->checkSupportsCppAutogradFunction();
+  using torch::autograd::isFwGradDefined, torch::autograd::isFwGradDefinedTensorList;
+  TORCH_CHECK(!isFwGradDefined(input) && !isFwGradDefinedTensorList(states) &&
+                  !isFwGradDefinedTensorList(params),
+              "Forward-mode derivatives of the fused_rnn operators are not implemented.");
+}
+
+// Forward, recorded in the graph.
+std::vector<at::Tensor> with_graph(const Setting& setting, const at::Tensor& input,
+                                   at::TensorList states, at::TensorList params,
+                                   const OptionalTensor& batch_sizes) {
+  refuse_other_derivatives(input, states, params);
+  const auto node = make_node<CallNode>();
+  torch::autograd::edge_list edges;
+  edges.reserve(1 + states.size() + params.size());
+  edges.push_back(edge_of(input));
+  for (const at::Tensor& state : states) edges.push_back(edge_of(state));
+  for (const at::Tensor& param : params) edges.push_back(edge_of(param));
+  node->set_next_edges(std::move(edges));
+  std::vector<at::Tensor> results;
+  {
+    const at::AutoGradMode no_grad(false);
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto results = op.call(input, states, params, cell);
-    save(ctx, input, states, params, std::nullopt, cell, results.back());
-    results.pop_back();
-    return results;
+    results = train(setting, input, states, params, batch_sizes);
   }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Saved saved = saved_of(ctx);
-    const Flags wanted = wanted_of(ctx, saved);
-    const std::string cell = ctx->saved_data["cell"].toStringRef();
-    constexpr size_t kOtherArguments = 1;  // cell
-    if (at::GradMode::is_enabled()) {
-      const auto recompute = [&](const at::Tensor& input, at::TensorList states,
-                                 at::TensorList params) {
-        return recompute_cell(input, states, params, cell);
-      };
-      return in_places(wanted, differentiable_gradients(saved, wanted, grads, recompute),
-                       kOtherArguments);
-    }
-    static const auto op = find<decltype(cell_backward)>("fused_rnn::cell_backward");
-    return in_places(wanted,
-                     op.call(optional(grads), saved.input(), saved.state_list(), saved.param_list(),
-                             saved.reserve(), cell, wanted),
-                     kOtherArguments);
-  }
-};
+  node->save(setting, input, states, params, batch_sizes, results.back());
+  results.pop_back();
+  torch::autograd::set_history(results, node);
+  return results;
+}
 
 std::vector<at::Tensor> sequence_autograd(const at::Tensor& input, at::TensorList states,
                                           at::TensorList params, const OptionalTensor& batch_sizes,
@@ -239,13 +365,13 @@ std::vector<at::Tensor> sequence_with_graph(const at::Tensor& input, at::TensorL
                                             const OptionalTensor& batch_sizes,
                                             std::string_view cell, int64_t num_layers,
                                             bool bidirectional) {
-  return SequenceFunction::apply(input, states, params, batch_sizes, cell, num_layers,
-                                 bidirectional);
+  return with_graph({std::string(cell), false, num_layers, bidirectional}, input, states, params,
+                    batch_sizes);
 }
 
 std::vector<at::Tensor> cell_with_graph(const at::Tensor& input, at::TensorList states,
                                         at::TensorList params, std::string_view cell) {
-  return CellFunction::apply(input, states, params, cell);
+  return with_graph({std::string(cell), true}, input, states, params, std::nullopt);
 }
 
 TORCH_LIBRARY_IMPL(fused_rnn, Autograd, m) {

@@ -7,51 +7,24 @@
 
 #include "torch/direct.h"
 
-#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/squeeze.h>
 #include <ATen/ops/transpose.h>
 #include <ATen/ops/unsqueeze.h>
-#include <ATen/record_function.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 #include <optional>
 
 #include "torch/ops.h"
+#include "torch/surroundings.h"
 
 namespace fused_rnn {
 namespace {
 
 using Tensors = c10::SmallVector<at::Tensor, 8>;
-
-// Whether nothing but autograd and the CPU has an interest in a call: no transform, tracer, mode,
-// profiler or autocast.
-class Surroundings {
- public:
-  Surroundings()
-      : keys_(c10::impl::tls_local_dispatch_key_set()),
-        plain_(!at::impl::torch_function_mode_enabled() && !at::hasCallbacks() &&
-               torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr) {}
-
-  bool plain() const { return plain_; }
-
-  // Whether a tensor brings no other interest along; subclasses are not asked about.
-  bool plain(const at::Tensor& tensor) const {
-    constexpr c10::DispatchKeySet kPlain =
-        c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
-                             c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect});
-    const c10::DispatchKeySet keys = (tensor.key_set() | keys_.included_) - keys_.excluded_;
-    return (keys.raw_repr() & ~kPlain.raw_repr()) == 0;
-  }
-
- private:
-  c10::impl::LocalDispatchKeySet keys_;
-  bool plain_;
-};
 
 // A Python object known to be a plain tensor, or nothing.
 const at::Tensor* plain_tensor(PyObject* object, const Surroundings& surroundings) {
