@@ -33,6 +33,19 @@ constexpr int64_t kAheadBytes = 24 << 20;
 // steps that make such a product worth while.
 constexpr int64_t kAheadSums = 512 << 10;
 constexpr int64_t kFewestAhead = 8;
+// The lanes of those products are units, with w_ih packed, or, where a w_ih of more than this many
+// bytes would be packed for a few rows, rows of x, with x packed instead. Packing 4 MB takes as
+// long as the products of 12 rows, which lanes without a row lose again (LSTM, I = H = 512, T =
+// 25: 1.44 ms and 1.37, T = 50 the same; GRU 1.04 and 1.08); packing 16 MB, of 24 rows (H = 1024, T
+// = 25: 7.5 ms and 6.5).
+constexpr int64_t kLanesBytes = 8 << 20;
+// A few rows: all of them in this many blocks of lanes side by side, so that w_ih is read once
+// (I = H = 1024, B = 1: T = 50 12.2 ms and 11.5, T = 100 22.4 and 22.0; B = 8, T = 25: 20.6 and
+// 21.9),
+constexpr int kLanesAbreast = 4;
+// or in up to so many readings of a w_ih of more than kInPlaceBytes bytes (I = H = 1536: T = 50,
+// B = 1 46 ms and 42, B = 4 74 and 68; T = 25, B = 8 57 and 53).
+constexpr int64_t kReadingsInPlace = 4;
 
 // Where one row of a step reads and writes.
 template <typename E>
@@ -59,7 +72,8 @@ struct ForwardPlan {
   int64_t blocks = 0;       // of units
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
-  bool ahead = false;  // input products before the steps
+  bool ahead = false;       // input products before the steps,
+  bool x_as_lanes = false;  // whose lanes are rows of x instead of units
   int64_t steps_ahead = 0;
 
   E* x_panels = nullptr;     // [blocks][I][G][kLanes]
@@ -75,6 +89,7 @@ struct ForwardPlan {
   // Of each thread:
   ForwardRow<E>* rows = nullptr;  // [B]
   const E** ahead_x = nullptr;    // [steps_ahead * B]
+  E* x_lanes = nullptr;           // [kLanesAbreast][I][kLanes]
 
   // Elements of a block's panel.
   int64_t panel(int64_t K) const { return depth_of<E>(K) * Cell::kGates * Vec<T>::kLanes; }
@@ -357,6 +372,55 @@ struct InputProducts {
   }
 };
 
+// The same of up to kLanesAbreast blocks of rows, from w_ih as it lies and x packed instead. The
+// lanes of a product are rows,
+//   products[unit][row] = sum over k of w_ih[g * H + unit][k] * x_lanes[row block][k][row],
+// until squares of it are transposed:
+//   sums[row][block][g][unit] = bias[unit] + products[unit][row]
+template <typename Cell, typename E>
+void input_products_as_lanes(const ForwardPlan<Cell, E>& plan, int64_t rows, Range blocks) {
+  using T = sum_t<E>;
+  using V = Vec<T>;
+  constexpr int kLanes = V::kLanes;
+  constexpr int kRows = kLanesAbreast * kLanes;
+  const int64_t H = plan.args.shape.H;
+  const int64_t I = plan.args.shape.I;
+  const int64_t row_blocks = blocks_of<T>(rows);
+  for (int64_t i = 0; i < row_blocks; ++i)
+    transpose_strip(plan.ahead_x + i * kLanes, lanes_of<T>(i, rows), I,
+                    plan.x_lanes + i * depth_of<E>(I) * kLanes, Operand<E>::kElements);
+
+  alignas(64) T products[kLanes * kRows];
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    const int units = lanes_of<T>(block, H);
+    for (int g = 0; g < Cell::kGates; ++g) {
+      const Product<E> product{plan.args.weights.w_ih + (g * H + block * kLanes) * I,
+                               I,
+                               Columns<E>::packed(plan.x_lanes, I),
+                               I,
+                               products,
+                               kRows,
+                               kRows,
+                               false};
+      multiply_matrices(product, units, Range{0, row_blocks});
+      const V bias = V::load(plan.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);
+      T* const sums = plan.ahead_sums + (block * Cell::kGates + g) * kLanes;
+      for (int64_t i = 0; i < row_blocks; ++i) {
+        V square[kLanes];
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j)
+          square[j] = j < units ? V::load(products + j * kRows + i * kLanes) : V::zero();
+        transpose_square(square);
+        const int n = lanes_of<T>(i, rows);
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) {
+          if (r < n) (bias + square[r]).store(sums + (i * kLanes + r) * plan.ahead_stride());
+        }
+      }
+    }
+  }
+}
+
 template <typename Cell, typename E>
 void pack_forward(const ForwardPlan<Cell, E>& plan, Range blocks) {
   using T = sum_t<E>;
@@ -415,8 +479,12 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier&
           plan.ahead_x[count++] = args.x + (then.offset + row) * args.x_stride;
         if (ahead_until + 1 < shape.T) later.next();
       }
-      InputProducts<Cell, E> products{plan, plan.ahead_x, plan.ahead_sums};
-      for_each_tile<Cell::kGates>(count, mine.units, products);
+      if (plan.x_as_lanes) {
+        input_products_as_lanes(plan, count, mine.units);
+      } else {
+        InputProducts<Cell, E> products{plan, plan.ahead_x, plan.ahead_sums};
+        for_each_tile<Cell::kGates>(count, mine.units, products);
+      }
       ahead_row = 0;
     }
 
@@ -514,10 +582,19 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
     plan.steps_ahead = kAheadSums / step_bytes;
     if (plan.steps_ahead < kFewestAhead) plan.steps_ahead = kFewestAhead;
+    constexpr int64_t kRows = kLanesAbreast * kLanes;
+    const int64_t readings = ih_bytes > kInPlaceBytes ? kReadingsInPlace : 1;
+    plan.x_as_lanes =
+        ih_bytes > kLanesBytes && shape.B <= kRows && shape.T * shape.B <= readings * kRows;
+    if (plan.x_as_lanes) {
+      plan.x_in_place = true;
+      plan.steps_ahead = kRows / shape.B;
+    }
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
   }
 
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
+  const int64_t x_lanes = kLanesAbreast * depth_of<E>(I) * kLanes;
   const auto lay_out = [&](Arena arena) {
     plan.x_panels = arena.take<E>(plan.x_in_place ? 0 : plan.blocks * plan.panel(I));
     plan.h_panels = arena.take<E>(plan.h_in_place ? 0 : plan.blocks * plan.panel(O));
@@ -531,6 +608,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
     // Threads with different units of the same rows have tables of their own.
     plan.rows = arena.take<ForwardRow<E>>(wanted.units * shape.B);
     plan.ahead_x = arena.take<const E*>(wanted.units * ahead_rows);
+    plan.x_lanes = arena.take<E>(plan.x_as_lanes ? wanted.rows * wanted.units * x_lanes : 0);
     return arena.used();
   };
   Workspace workspace(lay_out(Arena(nullptr)));
@@ -556,6 +634,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
     const int64_t part = id % split.units;
     ForwardPlan<Cell, E> own = plan;
     own.rows += part * shape.B + mine.rows.begin;
+    if (plan.x_as_lanes) own.x_lanes += id * x_lanes;
     if (plan.ahead) {
       own.ahead_x += part * ahead_rows + mine.rows.begin * plan.steps_ahead;
       own.ahead_sums += mine.rows.begin * plan.steps_ahead * plan.ahead_stride();

@@ -506,6 +506,14 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 2, 7, 3, 1300, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 2, 1, 3, 1500, 0, true, true, false, false, 1});
+  // Input products whose lanes are rows of x: partly filled, dense and packed, with a projection,
+  // in several readings of w_ih (vectors of up to 32 bytes).
+  all.push_back({CellKind::lstm, 5, 1, 2100, 257, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 9, 3, 2701, 261, 0, true, false, true, false, 2});
+  all.push_back({CellKind::rnn_tanh, 3, 2, 4300, 509, 0, true, true, false, true, 3});
+  all.push_back({CellKind::rnn_relu, 4, 2, 4300, 509, 0, false, false, true, true, 1});
+  all.push_back({CellKind::lstm, 10, 5, 2100, 257, 40, true, false, false, false, 2});
+  all.push_back({CellKind::lstm, 7, 3, 6203, 257, 0, true, true, true, true, 2});
   // One step, large weights: read in place for more rows.
   all.push_back({CellKind::lstm, 1, 22, 261, 300, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 1, 31, 330, 300, 0, true, true, false, false, 2});
