@@ -267,24 +267,25 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
         run(plan.rows + first, first, later ? going_on : rows - going_on, later ? depth : 0);
       }
     };
+    const bool back = s % 2 != 0;
     bool finished = false;
     if constexpr (Cell::kProjects) {
       if (shape.P > 0) {
         E* const dp = plan.dp + (step.offset + mine.rows.begin - chunk.lowest) * shape.P;
         each_kind([&](const BackwardRow<E>* of, int64_t first, int64_t count, int64_t K) {
           HiddenGradient<E, E> gradient{plan.hh, of, K, dp + first * O, O};
-          for_each_tile<1>(count, mine.hidden, gradient);
+          for_each_tile<1>(count, mine.hidden, gradient, back);
         });
         if (!mine.alone) barrier.wait(mine.team);
         BackwardStep<Cell, E, true> tiles{plan, plan.rows, shape.P};
-        for_each_tile<1>(rows, mine.units, tiles);
+        for_each_tile<1>(rows, mine.units, tiles, back);
         finished = true;
       }
     }
     if (!finished) {
       each_kind([&](const BackwardRow<E>* of, int64_t, int64_t count, int64_t K) {
         BackwardStep<Cell, E, false> tiles{plan, of, K};
-        for_each_tile<1>(count, mine.units, tiles);
+        for_each_tile<1>(count, mine.units, tiles, back);
       });
     }
     if (!mine.alone) barrier.wait(mine.team);

@@ -238,8 +238,9 @@ struct InPlace {
   int64_t I = step.plan.args.shape.I;
   int64_t O = step.plan.args.shape.hidden();
 
-  void run(int64_t rows, Range blocks) {
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+  void run(int64_t rows, Range blocks, bool back) {
+    for (int64_t i = 0; i < blocks.size(); ++i) {
+      const int64_t block = back ? blocks.end - 1 - i : blocks.begin + i;
       if (rows == 1) {
         one_row(block);
       } else {
@@ -516,11 +517,12 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier&
     }
     ahead_row += rows;
 
+    const bool back = s % 2 != 0;
     ForwardStep<Cell, E> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I};
     if (plan.h_in_place) {
-      InPlace<Cell, E>{tiles}.run(rows, mine.units);
+      InPlace<Cell, E>{tiles}.run(rows, mine.units, back);
     } else {
-      for_each_tile<Cell::kSums>(rows, mine.units, tiles);
+      for_each_tile<Cell::kSums>(rows, mine.units, tiles, back);
     }
     if (shape.P > 0) {
       if (!mine.alone) barrier.wait(mine.team);

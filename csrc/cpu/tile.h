@@ -213,18 +213,24 @@ FUSED_RNN_INLINE void tile_of(int rows, int width, int64_t row, int64_t block, F
 // Calls f.tile<R, NB>(row, block) so that tiles of R rows and NB blocks cover rows x blocks, where
 // a block is kSums vectors of sums a row. Blocks are the outer loop: a panel stays in cache while
 // the rows pass by. Rows are cut evenly, so that no thin tile remains at the end.
+//
+// A loop over steps goes through the blocks forth and back in turn: what the caches still hold of
+// panels that are larger than they are is then used first, not last (B = 1, GRU H = 512, T = 25:
+// 1.14 ms and 0.93; LSTM H = 256, T = 50: 0.54 and 0.46, H = 512 and above up to 4 % less).
 template <int kSums, typename F>
-FUSED_RNN_INLINE void for_each_tile(int64_t rows, Range blocks, F& f) {
+FUSED_RNN_INLINE void for_each_tile(int64_t rows, Range blocks, F& f, bool back = false) {
   constexpr int kMostRows = tile_rows(kSums);
   if (rows <= 0) return;
   const int64_t tiles = (rows + kMostRows - 1) / kMostRows;
   const int most = static_cast<int>((rows + tiles - 1) / tiles);
   int width = tile_blocks(most, kSums);
-  for (int64_t block = blocks.begin; block < blocks.end; block += width) {
-    while (width > blocks.end - block) width /= 2;
+  while (blocks.size() > 0) {
+    while (width > blocks.size()) width /= 2;
+    const int64_t block = back ? blocks.end - width : blocks.begin;
     for (int64_t i = 0; i < tiles; ++i) {
       const Range part = share(rows, tiles, i);
       tile_of<kSums>(static_cast<int>(part.size()), width, part.begin, block, f);
     }
+    (back ? blocks.end : blocks.begin) += back ? -width : width;
   }
 }
