@@ -512,7 +512,7 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::gru, 9, 3, 2701, 261, 0, true, false, true, false, 2});
   all.push_back({CellKind::rnn_tanh, 3, 2, 4300, 509, 0, true, true, false, true, 3});
   all.push_back({CellKind::rnn_relu, 4, 2, 4300, 509, 0, false, false, true, true, 1});
-  all.push_back({CellKind::lstm, 10, 5, 2100, 257, 40, true, false, false, false, 2});
+  all.push_back({CellKind::lstm, 10, 4, 2100, 257, 40, true, false, false, false, 2});
   all.push_back({CellKind::lstm, 7, 3, 6203, 257, 0, true, true, true, true, 2});
   // One step, large weights: read in place for more rows.
   all.push_back({CellKind::lstm, 1, 22, 261, 300, 0, true, true, false, false, 1});
