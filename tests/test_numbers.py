@@ -99,6 +99,33 @@ def test_nan_and_inf(case: Case, dtype: torch.dtype) -> None:
                 )
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in POISONED_CASES if case.kind != "RNN_RELU"], ids=str
+)
+def test_nan_and_inf_in_bfloat16(case: Case) -> None:
+    """They spread to where they do in float32. Not so of a relu, whose h grows until the difference
+    of two infinities depends on how they were rounded."""
+    narrow, wide = (case.module(fused_rnn, d) for d in (torch.bfloat16, torch.float32))
+    x, states = case.tensors(torch.bfloat16)
+    weights = {key: value.clone() for key, value in narrow.state_dict().items()}
+    for place in range(1 + len(states) + len(weights)):
+        for poison in (float("nan"), float("inf"), -float("inf")):
+            tensors = [t.clone() for t in (x, *states, *weights.values())]
+            tensors[place].view(-1)[tensors[place].numel() // 2] = poison
+            found = []
+            for module, dtype in ((narrow, torch.bfloat16), (wide, torch.float32)):
+                cast = [t.to(dtype) for t in tensors]
+                inputs, rest = cast[: 1 + len(states)], cast[1 + len(states) :]
+                module.load_state_dict(dict(zip(weights, rest, strict=True)))
+                params = list(module.parameters())
+                call = module_call(case, module)
+                found.append(run_with_grads(call, inputs[0], inputs[1:], params))
+            for index, (one, other) in enumerate(zip(*found, strict=True)):
+                where = f"{poison} in {place}: {index}"
+                assert torch.equal(one.isnan(), other.isnan()), where
+                assert torch.equal(one.isinf(), other.isinf()), where
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_and_inf_of_a_cell(kind: str, dtype: torch.dtype) -> None:

@@ -6,11 +6,12 @@
 // the chunk its deltas, still in cache, give the gradients of the weights and of x as large
 // products.
 //
-// The gradients of the weights are deltas^T x and deltas^T h_prev: the deltas are read as they lie,
-// x and h_prev are packed, and the sums go straight to where the caller wants them.
+// The gradients of the weights are deltas^T x and deltas^T h_prev: the deltas are read as they lie
+// (or, where products read groups of k, from a copy whose rows are grouped), x and h_prev are
+// packed part by part, and the sums go straight to where the caller wants them.
 
-// A chunk's deltas and the copies of x and h_prev beside them: few enough bytes to stay in cache,
-// but at least as many rows as make the products long.
+// A chunk's deltas: few enough bytes to stay in cache, but at least as many rows as make the
+// products long.
 constexpr int64_t kChunkBytes = 3 << 20;
 constexpr int64_t kChunkRows = 256;
 

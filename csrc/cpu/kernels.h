@@ -9,7 +9,8 @@
 //              packed input gives batch_sizes, positive, never rising, the first of them B.
 // Gates        in torch's order: i f g o (LSTM), r z n (GRU).
 // Aliasing     no output overlaps an input or another output.
-// Errors       std::bad_alloc for scratch memory, before anything is written. Nothing is checked.
+// Errors       std::bad_alloc for scratch memory; what outputs hold then is undefined. Nothing is
+//              checked.
 // Null         a pointer said to be optional may be null; others may not (unless their size is 0).
 // Types        E is the type of what products read: x, h, the weights, and inside the kernels the
 //              deltas. T = sum_t<E> is that of sums, cell states and everything else: the same,

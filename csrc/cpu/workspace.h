@@ -38,7 +38,7 @@ class Arena {
   size_t used_ = 0;
 };
 
-// The block of one kernel call. The calling thread keeps it between calls up to kKept bytes, so
+// The block of one layer. The thread that took it keeps it between calls up to kKept bytes, so
 // that small calls allocate nothing and large ones hold no memory that they no longer use.
 class Workspace {
  public:

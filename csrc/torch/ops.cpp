@@ -19,18 +19,18 @@ template <typename E>
 using torch_type = std::conditional_t<std::is_same_v<E, bfloat16>, at::BFloat16, E>;
 
 template <typename E>
-const E* given(const at::Tensor& tensor) {
+const E* data(const at::Tensor& tensor) {
   if (!tensor.defined()) return nullptr;
   return reinterpret_cast<const E*>(tensor.const_data_ptr<torch_type<E>>());
 }
 
 template <typename E>
-const E* given(const at::Tensor* tensor) {
-  return tensor == nullptr ? nullptr : given<E>(*tensor);
+const E* data(const at::Tensor* tensor) {
+  return tensor == nullptr ? nullptr : data<E>(*tensor);
 }
 
 template <typename E>
-E* filled(const at::Tensor& tensor) {
+E* mutable_data(const at::Tensor& tensor) {
   if (!tensor.defined()) return nullptr;
   return reinterpret_cast<E*>(tensor.mutable_data_ptr<torch_type<E>>());
 }
@@ -68,13 +68,13 @@ LayerWeights<E> layer_weights(const Problem& p, int64_t group) {
   using T = sum_t<E>;
   int64_t i = group * p.params_of_layer();
   LayerWeights<E> w{};
-  w.w_ih = given<E>(p.param(i++));
-  w.w_hh = given<E>(p.param(i++));
+  w.w_ih = data<E>(p.param(i++));
+  w.w_hh = data<E>(p.param(i++));
   if (p.bias) {
-    w.b_ih = given<T>(p.param(i++));
-    w.b_hh = given<T>(p.param(i++));
+    w.b_ih = data<T>(p.param(i++));
+    w.b_hh = data<T>(p.param(i++));
   }
-  if (p.P > 0) w.w_hr = given<E>(p.param(i++));
+  if (p.P > 0) w.w_hr = data<E>(p.param(i++));
   return w;
 }
 
@@ -91,20 +91,20 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
   const Threads threads = torch_threads();
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
-  E* const kept = reserve != nullptr ? filled<E>(*reserve) : nullptr;
+  E* const kept = reserve != nullptr ? mutable_data<E>(*reserve) : nullptr;
   // Outputs of inner layers are kept for the backward pass or, without one, dropped in turn.
   at::Tensor inner[2];
-  const E* x = given<E>(p.input());
+  const E* x = data<E>(p.input());
   for (int64_t layer = 0; layer < p.L; ++layer) {
     E* out = nullptr;
     if (kept != nullptr) {
       out = kept + p.output_offset(layer);
     } else if (layer + 1 == p.L) {
-      out = filled<E>(output);
+      out = mutable_data<E>(output);
     } else {
       at::Tensor& buffer = inner[layer % 2];
       if (!buffer.defined()) buffer = empty({p.N, width}, p.operand);
-      out = filled<E>(buffer);
+      out = mutable_data<E>(buffer);
     }
     ForwardArgs<E> directions[2] = {};
     for (int64_t direction = 0; direction < p.D; ++direction) {
@@ -114,13 +114,13 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
       args.weights = layer_weights<E>(p, group);
       args.x = x;
       args.x_stride = p.input_size(layer);
-      args.h0 = slice(given<E>(p.state(0)), group, p.B, O);
+      args.h0 = slice(data<E>(p.state(0)), group, p.B, O);
       args.out = out + direction * O;
       args.out_stride = width;
-      if (hn != nullptr) args.hn = slice(filled<E>(*hn), group, p.B, O);
+      if (hn != nullptr) args.hn = slice(mutable_data<E>(*hn), group, p.B, O);
       if (p.traits.has_state) {
-        args.c0 = slice(given<T>(p.state(1)), group, p.B, p.H);
-        args.cn = slice(filled<T>(*cn), group, p.B, p.H);
+        args.c0 = slice(data<T>(p.state(1)), group, p.B, p.H);
+        args.cn = slice(mutable_data<T>(*cn), group, p.B, p.H);
       }
       if (kept != nullptr) {
         if (p.traits.saved > 0) args.gates = sums_at(kept, p.gates_offset(layer, direction));
@@ -132,7 +132,7 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
   }
   if (kept != nullptr) {
     const E* const last = kept + p.output_offset(p.L - 1);
-    std::copy(last, last + p.N * width, filled<E>(output));
+    std::copy(last, last + p.N * width, mutable_data<E>(output));
   }
 }
 
@@ -177,17 +177,17 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
   const Threads threads = torch_threads();
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
-  const E* const kept = given<E>(g.reserve);
+  const E* const kept = data<E>(g.reserve);
   at::Tensor between[2];  // gradients of the outputs of inner layers
-  const T* grad_out = given<T>(g.out);
+  const T* grad_out = data<T>(g.out);
   for (int64_t layer = p.L - 1; layer >= 0 && wanted_up_to(p, g, layer); --layer) {
     T* grad_x = nullptr;
     if (layer == 0) {
-      grad_x = filled<T>(g.input);
+      grad_x = mutable_data<T>(g.input);
     } else if (wanted_up_to(p, g, layer - 1)) {
       at::Tensor& buffer = between[layer % 2];
       if (!buffer.defined()) buffer = empty({p.N, width}, p.compute);
-      grad_x = filled<T>(buffer);
+      grad_x = mutable_data<T>(buffer);
     }
     BackwardArgs<E> directions[2] = {};
     for (int64_t direction = 0; direction < p.D; ++direction) {
@@ -195,32 +195,32 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       BackwardArgs<E>& args = directions[direction];
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<E>(p, group);
-      args.x = layer == 0 ? given<E>(p.input()) : kept + p.output_offset(layer - 1);
+      args.x = layer == 0 ? data<E>(p.input()) : kept + p.output_offset(layer - 1);
       args.x_stride = p.input_size(layer);
-      args.h0 = slice(given<E>(p.state(0)), group, p.B, O);
+      args.h0 = slice(data<E>(p.state(0)), group, p.B, O);
       args.out = kept + p.output_offset(layer) + direction * O;
       args.out_stride = width;
       if (p.traits.saved > 0) args.gates = sums_at(kept, p.gates_offset(layer, direction));
       args.grad_out = grad_out != nullptr ? grad_out + direction * O : nullptr;
       args.grad_out_stride = width;
-      args.grad_hn = slice(given<T>(g.hn), group, p.B, O);
+      args.grad_hn = slice(data<T>(g.hn), group, p.B, O);
       args.grad_x = grad_x;
       args.add_to_grad_x = direction > 0 && grad_x != nullptr;
-      args.grad_h0 = slice(filled<T>(g.states[0]), group, p.B, O);
+      args.grad_h0 = slice(mutable_data<T>(g.states[0]), group, p.B, O);
       if (p.traits.has_state) {
-        args.c0 = slice(given<T>(p.state(1)), group, p.B, p.H);
+        args.c0 = slice(data<T>(p.state(1)), group, p.B, p.H);
         args.cells = sums_at(kept, p.cells_offset(layer, direction));
-        args.grad_cn = slice(given<T>(g.cn), group, p.B, p.H);
-        args.grad_c0 = slice(filled<T>(g.states[1]), group, p.B, p.H);
+        args.grad_cn = slice(data<T>(g.cn), group, p.B, p.H);
+        args.grad_c0 = slice(mutable_data<T>(g.states[1]), group, p.B, p.H);
       }
       size_t i = static_cast<size_t>(group * p.params_of_layer());
-      args.grad_w_ih = filled<T>(g.params[i++]);
-      args.grad_w_hh = filled<T>(g.params[i++]);
+      args.grad_w_ih = mutable_data<T>(g.params[i++]);
+      args.grad_w_hh = mutable_data<T>(g.params[i++]);
       if (p.bias) {
-        args.grad_b_ih = filled<T>(g.params[i++]);
-        args.grad_b_hh = filled<T>(g.params[i++]);
+        args.grad_b_ih = mutable_data<T>(g.params[i++]);
+        args.grad_b_hh = mutable_data<T>(g.params[i++]);
       }
-      if (p.P > 0) args.grad_w_hr = filled<T>(g.params[i++]);
+      if (p.P > 0) args.grad_w_hr = mutable_data<T>(g.params[i++]);
     }
     run.backward(p.kind, directions, static_cast<int>(p.D), threads);
     grad_out = grad_x;

@@ -153,7 +153,7 @@ struct Layer {
 
   LayerWeights<E> weights() { return {data(w_ih), data(w_hh), data(b_ih), data(b_hh), data(w_hr)}; }
 
-  void forward(bool train, const Threads& threads) {
+  ForwardArgs<E> forward_args(bool train) {
     const auto size = [](int64_t n) { return static_cast<size_t>(n); };
     // A value that is never written must not look like a result.
     const T unset = std::numeric_limits<T>::quiet_NaN();
@@ -175,6 +175,11 @@ struct Layer {
     args.cn = data(cn);
     args.gates = data(gates);
     args.cells = data(cells);
+    return args;
+  }
+
+  void forward(bool train, const Threads& threads) {
+    const ForwardArgs<E> args = forward_args(train);
     kernels_for<E>().forward(shape.kind, &args, 1, threads);
   }
 };
@@ -287,14 +292,14 @@ struct LayerGradients {
   using T = sum_t<E>;
 
   Array<T> of[8];
+  BackwardArgs<E> args{};
 
   LayerGradients(Layer<E>& l, const Array<T>& grad_out, const Array<T>& grad_hn,
-                 const Array<T>& grad_cn, const Threads& threads) {
+                 const Array<T>& grad_cn) {
     const size_t sizes[] = {l.x.size(),    l.w_ih.size(), l.w_hh.size(), l.b_ih.size(),
                             l.b_hh.size(), l.w_hr.size(), l.h0.size(),   l.c0.size()};
     for (int i = 0; i < 8; ++i) of[i].assign(sizes[i], std::numeric_limits<T>::quiet_NaN());
     const auto data = [](auto& a) { return Layer<E>::data(a); };
-    BackwardArgs<E> args{};
     args.shape = l.sequence();
     args.weights = l.weights();
     args.x = l.x.data();
@@ -317,9 +322,72 @@ struct LayerGradients {
     args.grad_w_hr = data(of[5]);
     args.grad_h0 = data(of[6]);
     args.grad_c0 = data(of[7]);
+  }
+
+  LayerGradients(Layer<E>& l, const Array<T>& grad_out, const Array<T>& grad_hn,
+                 const Array<T>& grad_cn, const Threads& threads)
+      : LayerGradients(l, grad_out, grad_hn, grad_cn) {
     kernels_for<E>().backward(l.shape.kind, &args, 1, threads);
   }
 };
+
+// Two directions of a layer in one call against one after the other, each on its own.
+template <typename E>
+void check_directions(const Shape& shape, unsigned seed, const Threads& threads,
+                      const std::string& name) {
+  using T = sum_t<E>;
+  const Threads alone{1, threads.run};
+  Shape opposite = shape;
+  opposite.reverse = !shape.reverse;
+  Layer<E> one[] = {{shape, seed}, {opposite, seed}};
+  Layer<E> both[] = {{shape, seed}, {opposite, seed}};
+  for (Layer<E>& l : one) l.forward(true, alone);
+  const ForwardArgs<E> forward[] = {both[0].forward_args(true), both[1].forward_args(true)};
+  kernels_for<E>().forward(shape.kind, forward, 2, threads);
+
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  const auto like = [&](size_t size) {
+    Array<T> result(size);
+    std::generate(result.begin(), result.end(), [&] { return static_cast<T>(normal(random)); });
+    return result;
+  };
+  const Array<T> grad_out = like(one[0].out.size());
+  const Array<T> grad_hn = like(one[0].hn.size());
+  const Array<T> grad_cn = like(one[0].cn.size());
+  using Gradients = LayerGradients<E>;
+  Gradients expected[] = {{one[0], grad_out, grad_hn, grad_cn, alone},
+                          {one[1], grad_out, grad_hn, grad_cn, alone}};
+  Gradients got[] = {{both[0], grad_out, grad_hn, grad_cn}, {both[1], grad_out, grad_hn, grad_cn}};
+  for (size_t j = 0; j < expected[0].of[0].size(); ++j)
+    expected[0].of[0][j] += expected[1].of[0][j];
+  BackwardArgs<E> backward[] = {got[0].args, got[1].args};
+  backward[1].grad_x = backward[0].grad_x;
+  backward[1].add_to_grad_x = true;
+  kernels_for<E>().backward(shape.kind, backward, 2, threads);
+
+  // Sums of other tiles come in another order, and are then now and then rounded otherwise.
+  const double tolerance = sizeof(E) == 2 ? 0.02 : sizeof(E) == 4 ? 2e-5 : 1e-11;
+  const auto compare = [&](const auto& expected, const auto& got, const std::string& what) {
+    double largest = 1;
+    double worst = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double error = std::abs(to_double(expected[i]) - to_double(got[i]));
+      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+      largest = std::max(largest, std::abs(to_double(expected[i])));
+    }
+    expect(worst <= tolerance * largest, name + ": two directions, " + what + " differs by " +
+                                             std::to_string(worst) + " of " +
+                                             std::to_string(largest));
+  };
+  for (int d = 0; d < 2; ++d) {
+    compare(one[d].out, both[d].out, "out");
+    compare(one[d].hn, both[d].hn, "hn");
+    compare(one[d].cn, both[d].cn, "cn");
+    for (int i = d; i < 8; ++i)  // The gradient of x is the first one's.
+      compare(expected[d].of[i], got[d].of[i], "gradient " + std::to_string(i));
+  }
+}
 
 // <gradient, direction> against the central difference of the loss along a random direction of
 // every argument at once.
@@ -547,6 +615,12 @@ int main() {
         layer.forward(false, threads);
         check_forward(layer, name + " double");
         check_backward(layer, threads, name);
+        // The largest weights are a matter of one direction, and take most of the time.
+        const bool directions = shape.threads > 1 && shape.I < 400 && shape.H < 600;
+        if (directions) {
+          check_directions<float>(shape, seed, threads, name + " float");
+          check_directions<double>(shape, seed, threads, name + " double");
+        }
         if (bfloat16_kernels() == nullptr) continue;
         Layer<bfloat16> narrow(shape, seed);
         narrow.forward(false, threads);
@@ -554,6 +628,7 @@ int main() {
         narrow.forward(true, threads);
         check_forward(narrow, name + " bfloat16, training");
         check_narrow_backward(narrow, threads, name + " bfloat16");
+        if (directions) check_directions<bfloat16>(shape, seed, threads, name + " bfloat16");
       }
     }
   }
