@@ -76,6 +76,7 @@ struct ForwardPlan {
   bool x_as_lanes = false;  // whose lanes are rows of x instead of units
   int64_t steps_ahead = 0;
 
+  // Panels have k in whole groups (simd/operand.h).
   E* x_panels = nullptr;     // [blocks][I][G][kLanes]
   E* h_panels = nullptr;     // [blocks][O][G][kLanes]
   T* bias = nullptr;         // [blocks][kSums][kLanes]

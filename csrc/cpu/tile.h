@@ -47,9 +47,9 @@ struct RowsOfTranspose {
 
 // sum[r][b][map(v)] += sum over k of a.at(r, k) * panel[b * block_stride + k * k_stride + v lanes]
 //
-// k counts groups here, and strides elements. Map says which of kSums sums the v-th vector of the
-// panel adds to. Where the tile has fewer sums than the additions that the machine keeps in flight,
-// k is cut into interleaved parts.
+// k counts groups in this formula; K and the strides count elements. Map says which of kSums sums
+// the v-th vector of the panel adds to. Where the tile has fewer sums than the additions that the
+// machine keeps in flight, k is cut into interleaved parts.
 template <typename Map, int R, int NB, int kSums, typename E, typename Rows>
 FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a, int64_t K,
                                const E* panel, int64_t k_stride, int64_t block_stride) {
