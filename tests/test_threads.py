@@ -23,6 +23,9 @@ CASES = [
         Case(kind, 7, 33, 17, 65, bidirectional=True),
         Case(kind, 12, 24, 33, 129, L=2, bidirectional=True),
         Case(kind, 12, 9, 33, 97, lengths=(12, 11, 11, 7, 5, 4, 4, 1, 1), bidirectional=True),
+        # One step of many rows: the units are divided all the same.
+        Case(kind, 1, 40, 33, 129),
+        Case(kind, 1, 40, 33, 5),
         # Rows are divided, and the batch falls below the second thread's first row.
         Case(kind, 30, 40, 33, 65, lengths=LONG_TAIL, bidirectional=True),
     )
