@@ -10,6 +10,13 @@
 
 namespace fused_rnn {
 
+// From this size on memory asks for huge pages.
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// At least `bytes` bytes, aligned to 64 bytes or to huge pages, or null where there is no memory.
+// std::free gives it back.
+void* allocate(size_t bytes);
+
 // Cuts a block into arrays. Over no block (null) it only counts, so that the same code first asks
 // how much is needed and then lays it out.
 class Arena {

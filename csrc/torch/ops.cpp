@@ -2,12 +2,12 @@
 
 #include "torch/ops.h"
 
-#include <ATen/EmptyTensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "cpu/dispatch.h"
+#include "torch/memory.h"
 #include "torch/problem.h"
 #include "torch/threads.h"
 
@@ -40,11 +40,6 @@ template <typename E>
 auto* sums_at(E* reserve, int64_t offset) {
   using T = sum_t<std::remove_const_t<E>>;
   return reinterpret_cast<std::conditional_t<std::is_const_v<E>, const T, T>*>(reserve + offset);
-}
-
-// Not through the dispatcher, which below the CPU key has nothing to add.
-at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
-  return at::detail::empty_cpu(sizes, type);
 }
 
 // To the type of the call's tensors.

@@ -1,0 +1,130 @@
+"""Large results, whose memory is not from torch's allocator, are tensors like any other."""
+
+import copy
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import fused_rnn
+
+HUGE_PAGE = 2 << 20
+
+
+@pytest.fixture
+def layer() -> fused_rnn.GRU:
+    torch.manual_seed(0)
+    return fused_rnn.GRU(32, 512)
+
+
+@pytest.fixture
+def output(layer: fused_rnn.GRU) -> Tensor:
+    """3.9 MiB: not a multiple of huge pages."""
+    with torch.no_grad():
+        result: Tensor = layer(torch.randn(40, 50, 32))[0]
+    assert result.nbytes > HUGE_PAGE
+    assert result.nbytes % HUGE_PAGE != 0
+    return result
+
+
+def test_large_results_begin_with_a_page(layer: fused_rnn.GRU, output: Tensor) -> None:
+    assert output.data_ptr() % HUGE_PAGE == 0
+    layer(torch.randn(3, 2, 32))[0].sum().backward()
+    weight = layer.weight_hh_l0
+    assert weight.grad is not None
+    assert weight.grad.nbytes > HUGE_PAGE
+    assert weight.grad.data_ptr() % HUGE_PAGE == 0
+
+
+def test_they_outlive_the_call_and_are_not_shared(layer: fused_rnn.GRU, output: Tensor) -> None:
+    before = output.clone()
+    with torch.no_grad():
+        other = layer(torch.randn(40, 50, 32))[0]
+    assert other.untyped_storage().data_ptr() != output.untyped_storage().data_ptr()
+    assert torch.equal(output, before)
+
+
+def test_memory_that_is_free_is_used_again(layer: fused_rnn.GRU) -> None:
+    x = torch.randn(40, 50, 32)
+    with torch.no_grad():
+        output = layer(x)[0]
+        expected, first = output.clone(), output.data_ptr()
+        del output
+        output = layer(x)[0]
+        other = layer(x)[0]
+    assert output.data_ptr() == first != other.data_ptr()
+    assert torch.equal(output, expected)
+    assert torch.equal(other, expected)
+
+
+def test_they_can_be_resized(output: Tensor) -> None:
+    before = output.clone()
+    more = (2 * output.size(0), *output.shape[1:])
+    output.resize_(more)
+    assert torch.equal(output[: before.size(0)], before)
+    output.fill_(1)
+    storage = output.untyped_storage()
+    storage.resize_(0)
+    assert storage.nbytes() == 0
+    storage.resize_(before.nbytes)
+    output.resize_(before.shape).copy_(before)
+    assert torch.equal(output, before)
+    output.resize_(3).fill_(2)
+    assert output.tolist() == [2, 2, 2]
+
+
+def test_they_can_be_copied_saved_and_shared(output: Tensor) -> None:
+    before = output.clone()
+    assert torch.equal(copy.deepcopy(output), before)
+    file = io.BytesIO()
+    torch.save(output, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file), before)
+    array = output.numpy()
+    assert np.array_equal(array, before.numpy())
+    assert torch.equal(torch.from_dlpack(output), before)
+    output.share_memory_()
+    assert output.is_shared()
+    assert torch.equal(output, before)
+
+
+def test_the_profiler_sees_them(layer: fused_rnn.GRU) -> None:
+    x = torch.randn(40, 50, 32)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        output = layer(x)[0]
+        nbytes = output.nbytes
+        del output
+    changes = [e.cpu_memory_usage for e in seen.events() if e.name == "[memory]"]
+    assert -nbytes in changes
+    assert max(e.cpu_memory_usage for e in seen.events()) >= nbytes
+
+
+OUT_OF_MEMORY = """
+import resource
+import torch
+import fused_rnn
+
+layer = fused_rnn.GRU(1, 512)
+x = torch.zeros(1000, 1000, 1)
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, ((size << 10) + (1 << 30), resource.RLIM_INFINITY))
+with torch.no_grad():
+    try:
+        layer(x)
+    except RuntimeError as error:
+        print(error)
+    layer(x[:10])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_too_little_memory_is_torchs_error() -> None:
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "DefaultCPUAllocator: " in done.stdout
+    assert "memory: you tried to allocate 2048000000 bytes" in done.stdout
