@@ -209,7 +209,7 @@ def write_readme(path: Path, summary: list[dict[str, Any]], about: dict[str, str
         cells = [category.replace("-", ", ")]
         for cell, threads in columns:
             line = found.get((category, cell, threads))
-            cells.append(f"{line['against_best']:.1f} ({line['slowest_row']:.1f})" if line else "")
+            cells.append(f"{line['against_best']:.1f} ({line['slowest_row']:.2f})" if line else "")
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Measured with " + ", ".join(f"{k} {v}" for k, v in about.items()) + "."]
 
