@@ -40,11 +40,14 @@ ROW_SECONDS = 1.5
 QUICK_ROW_SECONDS = 0.4
 TURNS = (3, 15)
 # Thread pools spin for a while after a call. Each turn starts with a pause, so that it does not
-# share the processor with the contestant before it, and with a call that is not counted. With two
-# threads on two cores and 3 ms, ONNX Runtime's pool doubled what the others took, and they what it
-# took (LSTM I1 H32 T10 B51: 22 to 38 us and 48 to 115); with 30 ms it did not. After 100 ms threads
-# are slow to wake.
+# share the processor with the contestant before it. With two threads on two cores and 3 ms, ONNX
+# Runtime's pool doubled what the others took, and they what it took (LSTM I1 H32 T10 B51: 22 to 38
+# us and 48 to 115); with 30 ms it did not.
 PAUSE_SECONDS = 0.03
+# After a pause the kernel may wake a pool's threads on one core and part them only at its next
+# ticks: one call of LSTM H256 T50 B4 on two threads then took 7.7 ms, and all that followed 0.54.
+# Calls of the first so many seconds are not counted.
+WARM_UP_SECONDS = 0.012
 
 # Outputs and gradients of all contestants, relative to the largest value.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 2e-2, "bfloat16": 0.1}
@@ -103,9 +106,15 @@ def time_in_turn(contestants: dict[str, Workload], budget: float) -> dict[str, f
             break
         for name, run in contestants.items():
             time.sleep(PAUSE_SECONDS)
-            run()
+            _warm_up(run)
             turns[name].append(_seconds(run, repeats[name]))
     return {name: statistics.median(seconds) for name, seconds in turns.items()}
+
+
+def _warm_up(run: Workload) -> None:
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARM_UP_SECONDS:
+        run()
 
 
 def _seconds(run: Workload, repeats: int) -> float:
