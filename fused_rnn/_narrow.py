@@ -25,6 +25,9 @@ NARROW = frozenset({torch.float16, torch.bfloat16})
 _HAS_TILES = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 _MULTIPLIES_BFLOAT16 = _HAS_TILES or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
+# Whether torch's oneDNN runs LSTMs in bfloat16 on this machine, as it never does in float16.
+_ONEDNN_HAS_BFLOAT16 = torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
     """The type that the kernels' products read for tensors of a narrow type."""
@@ -114,7 +117,7 @@ def result_types(
         return [fast]
     if cell == "gru":
         return [kind]
-    if onednn and fast == torch.bfloat16 and not projected:
+    if onednn and fast == torch.bfloat16 and _ONEDNN_HAS_BFLOAT16 and not projected:
         return [fast, fast]
     return [fast, kind] if projected else [kind, kind]
 
