@@ -88,6 +88,8 @@ struct BackwardStep {
   const BackwardRow<E>* rows;
   int64_t K;  // 0 where no row has a later step
 
+  static constexpr bool kActivates = false;
+
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     using V = Vec<T>;
@@ -146,6 +148,8 @@ struct HiddenGradient {
   int64_t K;  // 0 where no row has a later step
   To* to;
   int64_t O;
+
+  static constexpr bool kActivates = false;
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {

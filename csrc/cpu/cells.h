@@ -1,9 +1,11 @@
 // The cells: formulas forward and backward, nothing about loops, threads or memory.
 //
 // A cell sums the products of x and h with the rows of w_ih and w_hh that belong to its gates into
-// kSums pre-activations; XMap and HMap say which sum each gate's row goes to. Backward it turns
-// dh (and dc) into deltas, the gradients of the sums, in the same order: kSums blocks of H a row,
-// of which those that h contributed to come first and in the order of w_hh's rows.
+// kSums pre-activations; XMap and HMap say which sum each gate's row goes to. Forward has two
+// steps: `activate`, in place, for the gates that depend on nothing but their own sum, and
+// `update`. Backward it turns dh (and dc) into deltas, the gradients of the sums, in the same
+// order: kSums blocks of H a row, of which those that h contributed to come first and in the order
+// of w_hh's rows.
 
 template <typename T>
 struct CellState {
@@ -27,6 +29,7 @@ struct CellGradient {
 template <int... I>
 struct Sums {
   static constexpr int kVectors = sizeof...(I);
+  static constexpr int kAbreast = vectors_abreast(kVectors);
   static constexpr int at(int v) {
     constexpr int kAt[] = {I...};
     return kAt[v];
@@ -45,6 +48,7 @@ struct Lstm {
   static constexpr int kGates = kTraits.gates;
   static constexpr int kSums = 4;
   static constexpr int kSaved = kTraits.saved;
+  static constexpr bool kActivates = true;
   static constexpr bool kHasState = kTraits.has_state;
   static constexpr bool kReadsOutput = false;
   static constexpr bool kReadsPrevious = false;
@@ -55,15 +59,20 @@ struct Lstm {
   static constexpr DeltaColumns kColumns[] = {{0, 4, true, true}};
 
   // i, f, o = sigmoid(sum), g = tanh(sum)
+  template <typename T>
+  static FUSED_RNN_INLINE void activate(Vec<T> (&gates)[4]) {
+    gates[0] = sigmoid(gates[0]);
+    gates[1] = sigmoid(gates[1]);
+    gates[2] = tanh(gates[2]);
+    gates[3] = sigmoid(gates[3]);
+  }
+
   // c = f c_prev + i g
   // h = o tanh(c)
   template <typename T>
-  static FUSED_RNN_INLINE CellState<T> forward(const Vec<T> (&sum)[4], CellState<T> prev,
-                                               Vec<T> (&saved)[4]) {
-    const Vec<T> i = sigmoid(sum[0]);
-    const Vec<T> f = sigmoid(sum[1]);
-    const Vec<T> g = tanh(sum[2]);
-    const Vec<T> o = sigmoid(sum[3]);
+  static FUSED_RNN_INLINE CellState<T> update(const Vec<T> (&gates)[4], CellState<T> prev,
+                                              Vec<T> (&saved)[4]) {
+    const auto [i, f, g, o] = gates;
     const Vec<T> c = fma(f, prev.c, i * g);
     saved[0] = i;
     saved[1] = f;
@@ -99,6 +108,7 @@ struct Gru {
   static constexpr int kGates = kTraits.gates;
   static constexpr int kSums = 4;  // r, z, W_hn h + b_hn, W_in x + b_in
   static constexpr int kSaved = kTraits.saved;
+  static constexpr bool kActivates = true;
   static constexpr bool kHasState = kTraits.has_state;
   static constexpr bool kReadsOutput = false;
   static constexpr bool kReadsPrevious = true;
@@ -110,18 +120,23 @@ struct Gru {
       {0, 2, true, true}, {2, 3, false, true}, {3, 4, true, false}};
 
   // r, z = sigmoid(sum)
+  template <typename T>
+  static FUSED_RNN_INLINE void activate(Vec<T> (&gates)[4]) {
+    gates[0] = sigmoid(gates[0]);
+    gates[1] = sigmoid(gates[1]);
+  }
+
   // n = tanh(W_in x + b_in + r (W_hn h_prev + b_hn))
   // h = (1 - z) n + z h_prev = n + z (h_prev - n)
   template <typename T>
-  static FUSED_RNN_INLINE CellState<T> forward(const Vec<T> (&sum)[4], CellState<T> prev,
-                                               Vec<T> (&saved)[4]) {
-    const Vec<T> r = sigmoid(sum[0]);
-    const Vec<T> z = sigmoid(sum[1]);
-    const Vec<T> n = tanh(fma(r, sum[2], sum[3]));
+  static FUSED_RNN_INLINE CellState<T> update(const Vec<T> (&gates)[4], CellState<T> prev,
+                                              Vec<T> (&saved)[4]) {
+    const auto [r, z, from_h, from_x] = gates;
+    const Vec<T> n = tanh(fma(r, from_h, from_x));
     saved[0] = r;
     saved[1] = z;
     saved[2] = n;
-    saved[3] = sum[2];
+    saved[3] = from_h;
     return {fma(z, prev.h - n, n), Vec<T>::zero()};
   }
 
@@ -152,6 +167,7 @@ struct Rnn {
   static constexpr int kGates = kTraits.gates;
   static constexpr int kSums = 1;
   static constexpr int kSaved = kTraits.saved;
+  static constexpr bool kActivates = false;
   static constexpr bool kHasState = kTraits.has_state;
   static constexpr bool kReadsOutput = true;
   static constexpr bool kReadsPrevious = false;
@@ -162,8 +178,10 @@ struct Rnn {
   static constexpr DeltaColumns kColumns[] = {{0, 1, true, true}};
 
   template <typename T>
-  static FUSED_RNN_INLINE CellState<T> forward(const Vec<T> (&sum)[1], CellState<T>,
-                                               Vec<T> (&)[4]) {
+  static FUSED_RNN_INLINE void activate(Vec<T> (&)[1]) {}
+
+  template <typename T>
+  static FUSED_RNN_INLINE CellState<T> update(const Vec<T> (&sum)[1], CellState<T>, Vec<T> (&)[4]) {
     if constexpr (kind == CellKind::rnn_tanh) {
       return {tanh(sum[0]), Vec<T>::zero()};
     } else {

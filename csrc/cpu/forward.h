@@ -7,8 +7,8 @@
 // Where a thread has only a few rows, reading w_ih again each step costs more than writing the sums
 // once: there the input products of many steps are one product ahead of them.
 //
-// Packing reads and writes every weight once, which one step of few rows would not earn back:
-// there the weights are read where they are, each gate a dot product.
+// Packing reads and writes every weight once, which one step of few rows, or few steps of one row,
+// would not earn back: there the weights are read where they are.
 
 // One step of up to this many rows reads the weights in place, and of up to kRowsInPlaceWide rows
 // where they have more than kWideBytes bytes (LSTM H = 512: 8 rows 0.25 ms against 0.74 with a load
@@ -21,6 +21,13 @@ constexpr int64_t kWideBytes = 2 << 20;
 // each time anyway, and a panel would only add its own traffic (H = 1536, 38 MB: 53 ms against 74;
 // at 16 MB panels are a sixth faster, below it neither wins everywhere).
 constexpr int64_t kInPlaceBytes = 24 << 20;
+// Of up to this many steps one row reads both weights in place, w_ih unless it has more than
+// kLanesBytes bytes (AVX2, two steps of LSTM H = 64: 11.2 us and 5.7, H = 128: 46 and 21; four
+// steps of H = 256: 165 us and 123, of H = 512 1.10 ms and 0.54),
+constexpr int64_t kStepsInPlace = 4;
+// and of up to this many w_hh, where the weights have more than kWideBytes bytes (AVX2, LSTM H =
+// 512: 8 steps 1.58 ms and 1.06, 16 steps 2.9 and 1.9; H = 256, 16 steps: no difference).
+constexpr int64_t kStepsInPlaceWide = 16;
 // At most this many rows of a thread take their input products ahead of the steps,
 constexpr int64_t kRowsAhead = 4;
 // or this many where the weights together have more than kAheadBytes bytes: those do not stay in L3
@@ -39,6 +46,10 @@ constexpr int64_t kFewestAhead = 8;
 // 25: 1.44 ms and 1.37, T = 50 the same; GRU 1.04 and 1.08); packing 16 MB, of 24 rows (H = 1024, T
 // = 25: 7.5 ms and 6.5).
 constexpr int64_t kLanesBytes = 8 << 20;
+// Of up to kFewRowsAhead rows in all that is so from this many bytes on (LSTM I = H = 512, B = 1,
+// AVX2: T = 10 2.1 ms and 1.8, T = 25 3.02 and 2.88).
+constexpr int64_t kLanesBytesFew = 3 << 20;
+constexpr int64_t kFewRowsAhead = 32;
 // A few rows: all of them in this many blocks of lanes side by side, so that w_ih is read once
 // (I = H = 1024, B = 1: T = 50 12.2 ms and 11.5, T = 100 22.4 and 22.0; B = 8, T = 25: 20.6 and
 // 21.9),
@@ -46,6 +57,54 @@ constexpr int kLanesAbreast = 4;
 // or in up to so many readings of a w_ih of more than kInPlaceBytes bytes (I = H = 1536: T = 50,
 // B = 1 46 ms and 42, B = 4 74 and 68; T = 25, B = 8 57 and 53).
 constexpr int64_t kReadingsInPlace = 4;
+
+// Products with the weights as they lie, and the other operand packed instead: the lanes are its
+// rows, kRows at most.
+//   products[unit][row] = sum over k of w[unit][k] * lanes[row block][k][row]
+template <typename E, int kRows>
+struct ProductsAsLanes {
+  using T = sum_t<E>;
+  using V = Vec<T>;
+  static constexpr int kLanes = V::kLanes;
+  static_assert(kRows % kLanes == 0);
+
+  static int64_t lanes_size(int64_t K) { return depth_of<E>(K) * kRows; }
+
+  static void pack(const E* const* rows, int64_t count, int64_t K, E* lanes) {
+    for (int64_t i = 0; i < blocks_of<T>(count); ++i) {
+      transpose_strip(rows + i * kLanes, lanes_of<T>(i, count), K,
+                      lanes + i * depth_of<E>(K) * kLanes, Operand<E>::kElements);
+    }
+  }
+
+  const int units;
+  const int64_t rows;
+  alignas(64) T products[kLanes * kRows];
+
+  ProductsAsLanes(int units, int64_t rows) : units(units), rows(rows) {}
+
+  void multiply(const E* w, int64_t K, const E* lanes, bool add) {
+    const Product<E> product{w, K, Columns<E>::packed(lanes, K), K, products, kRows, kRows, add};
+    multiply_matrices(product, units, Range{0, blocks_of<T>(rows)});
+  }
+
+  // take(row, products of all units with it)
+  template <typename Take>
+  FUSED_RNN_INLINE void each_row(const Take& take) const {
+    for (int64_t i = 0; i < blocks_of<T>(rows); ++i) {
+      V square[kLanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j)
+        square[j] = j < units ? V::load(products + j * kRows + i * kLanes) : V::zero();
+      transpose_square(square);
+      const int n = lanes_of<T>(i, rows);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) {
+        if (r < n) take(i * kLanes + r, square[r]);
+      }
+    }
+  }
+};
 
 // Where one row of a step reads and writes.
 template <typename E>
@@ -67,6 +126,10 @@ struct ForwardPlan {
   using T = sum_t<E>;
   // h is a state beside what `out` holds of it.
   static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
+  using ProductsAhead = ProductsAsLanes<E, kLanesAbreast * Vec<T>::kLanes>;
+  // Gates side by side in a panel.
+  static constexpr int kAbreast = vectors_abreast(Cell::kGates);
+  static constexpr int kStride = kAbreast * Operand<E>::kElements;
 
   const ForwardArgs<E>& args;
   int64_t blocks = 0;       // of units
@@ -77,8 +140,8 @@ struct ForwardPlan {
   int64_t steps_ahead = 0;
 
   // Panels have k in whole groups (simd/operand.h).
-  E* x_panels = nullptr;     // [blocks][I][G][kLanes]
-  E* h_panels = nullptr;     // [blocks][O][G][kLanes]
+  E* x_panels = nullptr;     // [blocks][G / kAbreast][I][kAbreast][kLanes]
+  E* h_panels = nullptr;     // [blocks][G / kAbreast][O][kAbreast][kLanes]
   T* bias = nullptr;         // [blocks][kSums][kLanes]
   E* projection = nullptr;   // [blocks of P][H][kLanes]
   E* unprojected = nullptr;  // [B, H]
@@ -90,10 +153,12 @@ struct ForwardPlan {
   // Of each thread:
   ForwardRow<E>* rows = nullptr;  // [B]
   const E** ahead_x = nullptr;    // [steps_ahead * B]
-  E* x_lanes = nullptr;           // [kLanesAbreast][I][kLanes]
+  E* x_lanes = nullptr;           // [blocks of rows][I][kLanes]
+  E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]
 
-  // Elements of a block's panel.
+  // Elements of a block's panel, and of a part of it.
   int64_t panel(int64_t K) const { return depth_of<E>(K) * Cell::kGates * Vec<T>::kLanes; }
+  int64_t part(int64_t K) const { return depth_of<E>(K) * kAbreast * Vec<T>::kLanes; }
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
 };
 
@@ -101,58 +166,123 @@ struct ForwardPlan {
 template <typename Cell, typename E>
 struct ForwardStep {
   using T = sum_t<E>;
+  using Plan = ForwardPlan<Cell, E>;
 
-  const ForwardPlan<Cell, E>& plan;
+  const Plan& plan;
   const ForwardRow<E>* rows;
   int64_t I;  // 0 where the input products are ahead
 
+  void run(int64_t count, Range blocks, bool back) {
+    for_each_tile<Cell::kSums, Cell::kGates>(count, blocks, *this, back);
+  }
+
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
-    using V = Vec<T>;
-    constexpr int kLanes = V::kLanes;
-    constexpr int kGates = Cell::kGates;
     constexpr int kSums = Cell::kSums;
-    const ForwardRow<E>* const row_of = rows + row;
-
-    V sum[R][NB][kSums];
-#pragma GCC unroll 8
-    for (int b = 0; b < NB; ++b) {
-#pragma GCC unroll 8
-      for (int s = 0; s < kSums; ++s) {
-        const V bias = V::load(plan.bias + ((block + b) * kSums + s) * kLanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[r][b][s] = bias;
-      }
+    if constexpr (exceeds_registers(R, NB, kSums)) {
+      static_assert(NB == 1);
+      tile_in_parts<R>(row, block);
+    } else {
+      whole_tile<R, NB>(row, block);
     }
-    RowsAnywhere<E, R> x;
+  }
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void whole_tile(int64_t row, int64_t block) {
+    Vec<T> sum[R][NB][Cell::kSums];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      x.row[r] = row_of[r].x;
-      if (row_of[r].ahead != nullptr) {
 #pragma GCC unroll 8
-        for (int b = 0; b < NB; ++b) {
-#pragma GCC unroll 8
-          for (int g = 0; g < kGates; ++g) {
-            sum[r][b][Cell::XMap::at(g)] =
-                V::load(row_of[r].ahead + ((block + b) * kGates + g) * kLanes);
-          }
-        }
-      }
+      for (int b = 0; b < NB; ++b) begin(row + r, block + b, sum[r][b]);
     }
-    const int64_t x_panel = plan.panel(plan.args.shape.I);
-    multiply<typename Cell::XMap>(sum, x, I, plan.x_panels + block * x_panel,
-                                  kGates * Operand<E>::kElements, x_panel);
-    const int64_t hidden = plan.args.shape.hidden();
-    const int64_t h_panel = plan.panel(hidden);
-    RowsAnywhere<E, R> h;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) h.row[r] = row_of[r].h_prev;
-    multiply<typename Cell::HMap>(sum, h, hidden, plan.h_panels + block * h_panel,
-                                  kGates * Operand<E>::kElements, h_panel);
-
+    multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
+                                  plan.x_panels + block * plan.panel(x_size()), Plan::kStride,
+                                  plan.panel(x_size()), plan.part(x_size()));
+    multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
+                                  plan.h_panels + block * plan.panel(h_size()), Plan::kStride,
+                                  plan.panel(h_size()), plan.part(h_size()));
     finish_tile(*this, row, block, sum);
   }
 
+  // The sums go through L1 from part to part.
+  template <int R>
+  FUSED_RNN_INLINE void tile_in_parts(int64_t row, int64_t block) {
+    using V = Vec<T>;
+    constexpr int kSums = Cell::kSums;
+    constexpr int kRow = kSums * V::kLanes;
+    alignas(64) T sums[R * kRow];
+    for (int r = 0; r < R; ++r) {
+      V sum[kSums];
+      begin(row + r, block, sum);
+#pragma GCC unroll 8
+      for (int s = 0; s < kSums; ++s) sum[s].store(sums + r * kRow + s * V::kLanes);
+    }
+    const auto x = rows_of<R>(row, &ForwardRow<E>::x);
+    const auto h = rows_of<R>(row, &ForwardRow<E>::h_prev);
+    [&]<int... P>(Lanes<P...>) __attribute__((always_inline)) {
+      (add_part<typename Cell::XMap, R, P>(x, I, x_size(), plan.x_panels, block, sums), ...);
+      (add_part<typename Cell::HMap, R, P>(h, h_size(), h_size(), plan.h_panels, block, sums), ...);
+    }(LaneSequence<Cell::kGates / Plan::kAbreast>{});
+    finish_stored<kSums>(*this, row, block, R, 1, static_cast<T*>(sums));
+  }
+
+  // sums[r][map(g)] += the products of part kPart of a block's panel, gates g, K of `depth` deep.
+  template <typename Map, int R, int kPart>
+  FUSED_RNN_INLINE void add_part(const RowsAnywhere<E, R>& from, int64_t K, int64_t depth,
+                                 const E* panels, int64_t block, T* sums) {
+    using V = Vec<T>;
+    constexpr int kRow = Cell::kSums * V::kLanes;
+    constexpr int kAbreast = Map::kAbreast;
+    if (K == 0) return;
+    V sum[R][1][kAbreast];
+    const auto at = [&](int r, int v) __attribute__((always_inline)) {
+      return sums + r * kRow + Map::at(kPart * kAbreast + v) * V::kLanes;
+    };
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kAbreast; ++v) sum[r][0][v] = V::load(at(r, v));
+    }
+    multiply<InOrder<kAbreast>>(sum, from, K,
+                                panels + block * plan.panel(depth) + kPart * plan.part(depth),
+                                Plan::kStride, 0);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kAbreast; ++v) sum[r][0][v].store(at(r, v));
+    }
+  }
+
+  int64_t x_size() const { return plan.args.shape.I; }
+  int64_t h_size() const { return plan.args.shape.hidden(); }
+
+  template <int R>
+  FUSED_RNN_INLINE RowsAnywhere<E, R> rows_of(int64_t row,
+                                              const E* ForwardRow<E>::* operand) const {
+    RowsAnywhere<E, R> result;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) result.row[r] = rows[row + r].*operand;
+    return result;
+  }
+
+  // What the sums begin with: the biases, or the input products that have them.
+  FUSED_RNN_INLINE void begin(int64_t row, int64_t block, Vec<T> (&sum)[Cell::kSums]) const {
+    using V = Vec<T>;
+    constexpr int kLanes = V::kLanes;
+#pragma GCC unroll 8
+    for (int s = 0; s < Cell::kSums; ++s)
+      sum[s] = V::load(plan.bias + (block * Cell::kSums + s) * kLanes);
+    const T* const ahead = rows[row].ahead;
+    if (ahead == nullptr) return;
+#pragma GCC unroll 8
+    for (int g = 0; g < Cell::kGates; ++g)
+      sum[Cell::XMap::at(g)] = V::load(ahead + (block * Cell::kGates + g) * kLanes);
+  }
+
+  static constexpr bool kActivates = Cell::kActivates;
+  static FUSED_RNN_INLINE void activate(Vec<T> (&sum)[Cell::kSums]) { Cell::activate(sum); }
+
+  // Of sums that have been activated.
   FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[Cell::kSums]) {
     using V = Vec<T>;
     const ForwardRow<E>& at = rows[row];
@@ -167,7 +297,7 @@ struct ForwardStep {
     }
     if constexpr (Cell::kHasState) prev.c = V::load(at.c_prev + unit, n);
     V saved[4];
-    const CellState<T> next = Cell::forward(sum, prev, saved);
+    const CellState<T> next = Cell::update(sum, prev, saved);
     Operand<E>::narrow(next.h, at.h + unit, n);
     if constexpr (plan.kKeepsState) next.h.store(at.state + unit, n);
     if constexpr (Cell::kHasState) next.c.store(at.c + unit, n);
@@ -221,8 +351,9 @@ struct DotProducts {
   FUSED_RNN_INLINE V total() { return sum_lanes(sum); }
 };
 
-// A step with the weights in torch's layout, block of units by block. Rows pass by each gate's
-// weights of a block while those are in cache, several at a time for each load of a weight.
+// A step of up to kRowsInPlaceWide rows with the weights in torch's layout, block of units by
+// block. Rows pass by each gate's weights of a block while those are in cache, several at a time
+// for each load of a weight; as many as fill two vectors become the lanes of products.
 template <typename Cell, typename E>
 struct InPlace {
   using T = sum_t<E>;
@@ -230,7 +361,11 @@ struct InPlace {
   static constexpr int kLanes = V::kLanes;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kRows = kLanes < 4 ? kLanes : 4;  // that share a load
-  static constexpr int kMost = 32;                       // whose sums are kept at a time
+  static constexpr int kMost = kRowsInPlaceWide;
+  // Rows that are worth the transpositions: two vectors of them (AVX2, H = 512: B = 16 LSTM 1.20 ms
+  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62).
+  static constexpr int kFewestLanes = 2 * kLanes;
+  using ByLanes = ProductsAsLanes<E, kMost>;
   static constexpr int64_t kStride = Cell::kSums * kLanes;
 
   ForwardStep<Cell, E>& step;
@@ -240,14 +375,32 @@ struct InPlace {
   int64_t O = step.plan.args.shape.hidden();
 
   void run(int64_t rows, Range blocks, bool back) {
-    for (int64_t i = 0; i < blocks.size(); ++i) {
-      const int64_t block = back ? blocks.end - 1 - i : blocks.begin + i;
-      if (rows == 1) {
-        one_row(block);
+    if (rows == 1) {
+      for (int64_t i = 0; i < blocks.size(); ++i)
+        one_row(back ? blocks.end - 1 - i : blocks.begin + i);
+      return;
+    }
+    const E* x[kMost];
+    const E* h[kMost];
+    for (int64_t i = 0; i < rows; ++i) {
+      x[i] = step.rows[i].x;
+      h[i] = step.rows[i].h_prev;
+    }
+    const bool lanes = rows >= kFewestLanes;
+    if (lanes) {
+      ByLanes::pack(x, rows, I, step.plan.x_lanes);
+      ByLanes::pack(h, rows, O, step.plan.h_lanes);
+    }
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      alignas(64) T sums[kMost * kStride];
+      for (int64_t i = 0; i < rows; ++i)
+        __builtin_memcpy(sums + i * kStride, step.plan.bias + block * kStride, kStride * sizeof(T));
+      if (lanes) {
+        by_lanes(block, rows, sums);
       } else {
-        for (int64_t first = 0; first < rows; first += kMost)
-          many_rows(block, first, rows - first < kMost ? rows - first : kMost);
+        dot_products(block, rows, x, h, sums);
       }
+      finish_stored<Cell::kSums>(step, 0, block, static_cast<int>(rows), 1, static_cast<T*>(sums));
     }
   }
 
@@ -273,33 +426,37 @@ struct InPlace {
       products.add(w.w_hh + (g * H + unit) * O, n, &at.h_prev, O);
       h_sum = h_sum + products.total();
     }
+    step.activate(sum);
     step.finish(0, block, sum);
   }
 
-  // They never have their input products ahead, which is for sequences.
-  void many_rows(int64_t block, int64_t first, int64_t count) {
+  // Several rows never have their input products ahead, which is for sequences.
+  void dot_products(int64_t block, int64_t count, const E* const* x, const E* const* h, T* sums) {
     const int64_t unit = block * kLanes;
     const int n = lanes_of<T>(block, H);
-    alignas(64) T sums[kMost * kStride];
-    for (int64_t i = 0; i < count; ++i)
-      __builtin_memcpy(sums + i * kStride, step.plan.bias + block * kStride, kStride * sizeof(T));
-    const E* x[kMost];
-    const E* h[kMost];
-    for (int64_t i = 0; i < count; ++i) {
-      x[i] = step.rows[first + i].x;
-      h[i] = step.rows[first + i].h_prev;
-    }
     for (int g = 0; g < kGates; ++g) {
       int64_t i = 0;
       for (; i + kRows <= count; i += kRows)
         gate<kRows>(g, unit, n, x + i, h + i, sums + i * kStride);
       for (; i < count; ++i) gate<1>(g, unit, n, x + i, h + i, sums + i * kStride);
     }
-    for (int64_t i = 0; i < count; ++i) {
-      V sum[Cell::kSums];
-#pragma GCC unroll 8
-      for (int s = 0; s < Cell::kSums; ++s) sum[s] = V::load(sums + i * kStride + s * kLanes);
-      step.finish(first + i, block, sum);
+  }
+
+  void by_lanes(int64_t block, int64_t count, T* sums) {
+    ByLanes products(lanes_of<T>(block, H), count);
+    const auto add_to = [&](int sum) {
+      products.each_row([&](int64_t row, V values) __attribute__((always_inline)) {
+        T* const at = sums + row * kStride + sum * kLanes;
+        (V::load(at) + values).store(at);
+      });
+    };
+    for (int g = 0; g < kGates; ++g) {
+      const int64_t unit = g * H + block * kLanes;
+      const bool apart = Cell::XMap::at(g) != Cell::HMap::at(g);
+      products.multiply(w.w_ih + unit * I, I, step.plan.x_lanes, false);
+      if (apart) add_to(Cell::XMap::at(g));
+      products.multiply(w.w_hh + unit * O, O, step.plan.h_lanes, !apart);
+      add_to(Cell::HMap::at(g));
     }
   }
 
@@ -335,24 +492,38 @@ struct InPlace {
 template <typename Cell, typename E>
 struct InputProducts {
   using T = sum_t<E>;
+  using Plan = ForwardPlan<Cell, E>;
 
-  const ForwardPlan<Cell, E>& plan;
+  const Plan& plan;
   const E* const* x;
   T* sums;
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    constexpr int kGates = Cell::kGates;
+    if constexpr (!exceeds_registers(R, NB, kGates)) {
+      gates<R, NB, 0, kGates>(row, block);
+    } else {
+      [&]<int... P>(Lanes<P...>) __attribute__((always_inline)) {
+        (gates<R, NB, P * Plan::kAbreast, Plan::kAbreast>(row, block), ...);
+      }(LaneSequence<kGates / Plan::kAbreast>{});
+    }
+  }
+
+  // kCount gates from the first one on: all of them, or a part of the panel.
+  template <int R, int NB, int kFirst, int kCount>
+  FUSED_RNN_INLINE void gates(int64_t row, int64_t block) {
     using V = Vec<T>;
     constexpr int kLanes = V::kLanes;
     constexpr int kGates = Cell::kGates;
     const int64_t I = plan.args.shape.I;
-    V sum[R][NB][kGates];
+    V sum[R][NB][kCount];
 #pragma GCC unroll 8
     for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
-      for (int g = 0; g < kGates; ++g) {
+      for (int g = 0; g < kCount; ++g) {
         const V bias =
-            V::load(plan.bias + ((block + b) * Cell::kSums + Cell::XMap::at(g)) * kLanes);
+            V::load(plan.bias + ((block + b) * Cell::kSums + Cell::XMap::at(kFirst + g)) * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sum[r][b][g] = bias;
       }
@@ -360,65 +531,48 @@ struct InputProducts {
     RowsAnywhere<E, R> from;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) from.row[r] = x[row + r];
-    multiply<InOrder<kGates>>(sum, from, I, plan.x_panels + block * plan.panel(I),
-                              kGates * Operand<E>::kElements, plan.panel(I));
+    multiply<Gates<kCount>>(
+        sum, from, I,
+        plan.x_panels + block * plan.panel(I) + kFirst / Plan::kAbreast * plan.part(I),
+        Plan::kStride, plan.panel(I), plan.part(I));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      T* to = sums + (row + r) * plan.ahead_stride() + block * kGates * kLanes;
+      T* to = sums + (row + r) * plan.ahead_stride() + (block * kGates + kFirst) * kLanes;
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
-        for (int g = 0; g < kGates; ++g) sum[r][b][g].store(to + (b * kGates + g) * kLanes);
+        for (int g = 0; g < kCount; ++g) sum[r][b][g].store(to + (b * kGates + g) * kLanes);
       }
     }
   }
+
+ private:
+  // The first N gates of a panel, in order.
+  template <int N>
+  struct Gates : InOrder<N> {
+    static constexpr int kAbreast = Plan::kAbreast;
+  };
 };
 
-// The same of up to kLanesAbreast blocks of rows, from w_ih as it lies and x packed instead. The
-// lanes of a product are rows,
-//   products[unit][row] = sum over k of w_ih[g * H + unit][k] * x_lanes[row block][k][row],
-// until squares of it are transposed:
-//   sums[row][block][g][unit] = bias[unit] + products[unit][row]
+// The same of up to kLanesAbreast blocks of rows, from w_ih as it lies.
 template <typename Cell, typename E>
 void input_products_as_lanes(const ForwardPlan<Cell, E>& plan, int64_t rows, Range blocks) {
-  using T = sum_t<E>;
-  using V = Vec<T>;
+  using V = Vec<sum_t<E>>;
+  using Products = typename ForwardPlan<Cell, E>::ProductsAhead;
   constexpr int kLanes = V::kLanes;
-  constexpr int kRows = kLanesAbreast * kLanes;
   const int64_t H = plan.args.shape.H;
   const int64_t I = plan.args.shape.I;
-  const int64_t row_blocks = blocks_of<T>(rows);
-  for (int64_t i = 0; i < row_blocks; ++i)
-    transpose_strip(plan.ahead_x + i * kLanes, lanes_of<T>(i, rows), I,
-                    plan.x_lanes + i * depth_of<E>(I) * kLanes, Operand<E>::kElements);
-
-  alignas(64) T products[kLanes * kRows];
+  Products::pack(plan.ahead_x, rows, I, plan.x_lanes);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    const int units = lanes_of<T>(block, H);
+    Products products(lanes_of<sum_t<E>>(block, H), rows);
     for (int g = 0; g < Cell::kGates; ++g) {
-      const Product<E> product{plan.args.weights.w_ih + (g * H + block * kLanes) * I,
-                               I,
-                               Columns<E>::packed(plan.x_lanes, I),
-                               I,
-                               products,
-                               kRows,
-                               kRows,
-                               false};
-      multiply_matrices(product, units, Range{0, row_blocks});
+      products.multiply(plan.args.weights.w_ih + (g * H + block * kLanes) * I, I, plan.x_lanes,
+                        false);
       const V bias = V::load(plan.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);
-      T* const sums = plan.ahead_sums + (block * Cell::kGates + g) * kLanes;
-      for (int64_t i = 0; i < row_blocks; ++i) {
-        V square[kLanes];
-#pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j)
-          square[j] = j < units ? V::load(products + j * kRows + i * kLanes) : V::zero();
-        transpose_square(square);
-        const int n = lanes_of<T>(i, rows);
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) {
-          if (r < n) (bias + square[r]).store(sums + (i * kLanes + r) * plan.ahead_stride());
-        }
-      }
+      sum_t<E>* const sums = plan.ahead_sums + (block * Cell::kGates + g) * kLanes;
+      products.each_row([&](int64_t row, V sum) __attribute__((always_inline)) {
+        (bias + sum).store(sums + row * plan.ahead_stride());
+      });
     }
   }
 }
@@ -523,7 +677,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier&
     if (plan.h_in_place) {
       InPlace<Cell, E>{tiles}.run(rows, mine.units, back);
     } else {
-      for_each_tile<Cell::kSums>(rows, mine.units, tiles, back);
+      tiles.run(rows, mine.units, back);
     }
     if (shape.P > 0) {
       if (!mine.alone) barrier.wait(mine.team);
@@ -576,19 +730,26 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
   const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(E));
   const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(E));
-  plan.x_in_place = shape.T == 1 &&
-                    shape.B <= (hh_bytes + ih_bytes < kWideBytes ? kRowsInPlace : kRowsInPlaceWide);
-  plan.h_in_place = plan.x_in_place || (shape.B == 1 && hh_bytes > kInPlaceBytes);
-  plan.ahead = shape.T > 1 && (thread_rows <= kRowsAhead || (thread_rows <= kRowsAheadOfMemory &&
-                                                             hh_bytes + ih_bytes > kAheadBytes));
+  const bool wide = hh_bytes + ih_bytes >= kWideBytes;
+  plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
+                    (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
+  plan.h_in_place =
+      plan.x_in_place ||
+      (shape.B == 1 && (hh_bytes > kInPlaceBytes || (wide && shape.T <= kStepsInPlaceWide)));
+  plan.ahead = !plan.x_in_place && shape.T > 1 &&
+               (thread_rows <= kRowsAhead ||
+                (thread_rows <= kRowsAheadOfMemory && hh_bytes + ih_bytes > kAheadBytes));
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
     plan.steps_ahead = kAheadSums / step_bytes;
     if (plan.steps_ahead < kFewestAhead) plan.steps_ahead = kFewestAhead;
     constexpr int64_t kRows = kLanesAbreast * kLanes;
-    const int64_t readings = ih_bytes > kInPlaceBytes ? kReadingsInPlace : 1;
-    plan.x_as_lanes =
-        ih_bytes > kLanesBytes && shape.B <= kRows && shape.T * shape.B <= readings * kRows;
+    constexpr int64_t kFewRows = kFewRowsAhead < kRows ? kFewRowsAhead : kRows;
+    const int64_t most = ih_bytes > kInPlaceBytes    ? kReadingsInPlace * kRows
+                         : ih_bytes > kLanesBytes    ? kRows
+                         : ih_bytes > kLanesBytesFew ? kFewRows
+                                                     : 0;
+    plan.x_as_lanes = shape.B <= kRows && shape.T * shape.B <= most;
     if (plan.x_as_lanes) {
       plan.x_in_place = true;
       plan.steps_ahead = kRows / shape.B;
@@ -597,7 +758,12 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
   }
 
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
-  const int64_t x_lanes = kLanesAbreast * depth_of<E>(I) * kLanes;
+  using Step = InPlace<Cell, E>;
+  const bool lanes_in_place = plan.h_in_place && shape.B >= Step::kFewestLanes;
+  const int64_t x_lanes = plan.x_as_lanes  ? ForwardPlan<Cell, E>::ProductsAhead::lanes_size(I)
+                          : lanes_in_place ? Step::ByLanes::lanes_size(I)
+                                           : 0;
+  const int64_t h_lanes = lanes_in_place ? Step::ByLanes::lanes_size(O) : 0;
   const auto lay_out = [&](Arena arena) {
     plan.x_panels = arena.take<E>(plan.x_in_place ? 0 : plan.blocks * plan.panel(I));
     plan.h_panels = arena.take<E>(plan.h_in_place ? 0 : plan.blocks * plan.panel(O));
@@ -611,7 +777,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
     // Threads with different units of the same rows have tables of their own.
     plan.rows = arena.take<ForwardRow<E>>(wanted.units * shape.B);
     plan.ahead_x = arena.take<const E*>(wanted.units * ahead_rows);
-    plan.x_lanes = arena.take<E>(plan.x_as_lanes ? wanted.rows * wanted.units * x_lanes : 0);
+    plan.x_lanes = arena.take<E>(wanted.rows * wanted.units * x_lanes);
+    plan.h_lanes = arena.take<E>(wanted.rows * wanted.units * h_lanes);
     return arena.used();
   };
   Workspace workspace(lay_out(Arena(nullptr)));
@@ -637,7 +804,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
     const int64_t part = id % split.units;
     ForwardPlan<Cell, E> own = plan;
     own.rows += part * shape.B + mine.rows.begin;
-    if (plan.x_as_lanes) own.x_lanes += id * x_lanes;
+    own.x_lanes += id * x_lanes;
+    own.h_lanes += id * h_lanes;
     if (plan.ahead) {
       own.ahead_x += part * ahead_rows + mine.rows.begin * plan.steps_ahead;
       own.ahead_sums += mine.rows.begin * plan.steps_ahead * plan.ahead_stride();

@@ -90,7 +90,27 @@ double operations(int64_t rounds) {
   return 2.0 * kSums * Op::kElements * static_cast<double>(rounds);
 }
 
+template <typename T>
+T read_all(const T* x, int64_t n) {
+  constexpr int kSums = 8;
+  Vec<T> sum[kSums];
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums; ++i) sum[i] = Vec<T>::zero();
+  for (int64_t k = 0; k < n; k += kSums * Vec<T>::kLanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kSums; ++i) sum[i] = sum[i] + Vec<T>::load(x + k + i * Vec<T>::kLanes);
+  }
+  T total = 0;
+  for (int i = 0; i < kSums; ++i) {
+    T lanes[Vec<T>::kLanes];
+    sum[i].store(lanes);
+    for (const T lane : lanes) total += lane;
+  }
+  return total;
+}
+
 template <typename E>
 Kernels<E> kernel_table() {
-  return {forward<E>, backward<E>, sigmoid_of<sum_t<E>>, tanh_of<sum_t<E>>, operations<E>};
+  using T = sum_t<E>;
+  return {forward<E>, backward<E>, sigmoid_of<T>, tanh_of<T>, operations<E>, read_all<T>};
 }

@@ -154,6 +154,9 @@ struct Kernels {
   // Runs rounds of independent multiply-adds in registers and returns how many floating point
   // operations they were: timed by the caller, the machine's peak.
   double (*operations)(int64_t rounds);
+  // Reads n values, a multiple of 256, and returns their sum: timed by the caller, the rate at
+  // which the machine reads memory of that size.
+  T (*read)(const T* x, int64_t n);
 };
 
 }  // namespace fused_rnn

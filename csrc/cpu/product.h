@@ -48,10 +48,9 @@ struct Product {
   }
 };
 
-// Depth of one pass over k, and blocks of columns side by side in it: their panels stay in L2 while
-// the rows of `a` pass by, and their part of c while k does.
-constexpr int64_t kDepth = 512;
-constexpr int64_t kBlocksAbreast = 4;
+// A product is computed a part at a time, kDepth deep and kBlocksAbreast blocks of columns wide
+// (simd/<set>.h): the part's panels stay in L2 while the rows of `a` pass by, a tile's rows in L1
+// while its blocks do, and c in cache while k does.
 
 // The product for M rows and the given blocks, a part of the columns and of k at a time:
 // panel(some, k, depth) gives the columns of that part of b. Sums that c rounds are never taken up
@@ -70,7 +69,14 @@ void for_each_part(const Product<E, kTransposed, C>& product, int64_t M, Range b
     do {
       part.K = product.K - k < deepest ? product.K - k : deepest;
       part.b = panel(some, k, part.K);
-      for_each_tile<1>(M, Range{0, some.size()}, part);
+      const int64_t tiles = (M + kTileRows - 1) / kTileRows;
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range rows = share(M, tiles, i);
+        Product<E, kTransposed, C> tile = part;
+        tile.a += rows.begin * (kTransposed ? Operand<E>::kGroup : part.a_stride);
+        tile.c += rows.begin * part.c_stride;
+        for_each_tile<1>(rows.size(), Range{0, some.size()}, tile);
+      }
       part.a += kTransposed ? part.K * part.a_stride : part.K;
       part.add = true;
       k += part.K;

@@ -2,6 +2,10 @@
 
 constexpr int kSimdBytes = 64;
 constexpr int kTileSums = 24;  // accumulators of a tile: leaves 8 of 32 registers for operands
+// A part of a large product: its panels take 128 KB of an L2 of 1 MB. A block more would be more
+// than one tile is wide; wider parts were not tried.
+constexpr int64_t kDepth = 512;
+constexpr int64_t kBlocksAbreast = 4;
 
 #include "cpu/simd/native.h"
 
@@ -25,15 +29,6 @@ FUSED_RNN_INLINE __m512 native_max(__m512 a, __m512 b) {
 }
 FUSED_RNN_INLINE __m512d native_max(__m512d a, __m512d b) {
   return _mm512_maskz_max_pd(0xFF, a, b);
-}
-
-// a 2^n
-constexpr bool kScales = true;
-FUSED_RNN_INLINE __m512 native_scale(__m512 a, __m512 n) {
-  return _mm512_maskz_scalef_ps(0xFFFF, a, n);
-}
-FUSED_RNN_INLINE __m512d native_scale(__m512d a, __m512d n) {
-  return _mm512_maskz_scalef_pd(0xFF, a, n);
 }
 
 FUSED_RNN_INLINE __m512 load_partial(const float* p, int n) {

@@ -2,6 +2,9 @@
 
 constexpr int kSimdBytes = 16;
 constexpr int kTileSums = 12;  // accumulators of a tile: leaves 4 of 16 registers for operands
+// A part of a large product, as for AVX2.
+constexpr int64_t kDepth = 256;
+constexpr int64_t kBlocksAbreast = 32;
 
 #include "cpu/simd/native.h"
 
@@ -19,8 +22,6 @@ template <typename N>
 FUSED_RNN_INLINE N native_max(N a, N b) {
   return a > b ? a : b;
 }
-
-constexpr bool kScales = false;  // no instruction for a 2^n
 
 template <typename T>
 FUSED_RNN_INLINE typename NativeVector<T>::type load_partial(const T* p, int n) {

@@ -18,8 +18,9 @@ struct ExpConstants<float> {
   static constexpr float kLog2e = 1.44269504F;
   static constexpr float kLn2High = 0.693359375F;
   static constexpr float kLn2Low = -2.12194440e-4F;
-  static constexpr float kLeast = -104.0F;    // exp(-104) rounds to zero
-  static constexpr float kMost = 88.0F;       // exp(88) is finite
+  static constexpr float kSigmoidLeast = -104.0F;  // sigmoid(-104) rounds to zero,
+  static constexpr float kSigmoidMost = 20.0F;     // and sigmoid(20) to 1
+  static constexpr int kSigmoidOffset = 32;
   static constexpr float kTanhLimit = 20.0F;  // tanh(10) rounds to 1
   static constexpr float kP[] = {0.5000000014F,   0.1666666676F,   0.04166646337F,
                                  0.008333285716F, 0.001393382228F, 0.0001990779075F};
@@ -33,8 +34,9 @@ struct ExpConstants<double> {
   static constexpr double kLog2e = 1.4426950408889634;
   static constexpr double kLn2High = 0.693147180369123816490;
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
-  static constexpr double kLeast = -746.0;
-  static constexpr double kMost = 709.0;
+  static constexpr double kSigmoidLeast = -746.0;
+  static constexpr double kSigmoidMost = 40.0;
+  static constexpr int kSigmoidOffset = 63;
   static constexpr double kTanhLimit = 40.0;
   static constexpr double kP[] = {0.5,
                                   0.166666666666666711,
@@ -66,70 +68,51 @@ FUSED_RNN_INLINE Vec<T> polynomial(const T* c, const Vec<T> (&powers)[kPowers]) 
 template <typename T>
 struct ExpParts {
   Vec<T> expm1_r;  // expm1(r)
-  Vec<T> n;        // y = n ln 2 + r, n an integer
+  Vec<T> power;    // 2^(n + kOffset)
 };
 
-template <typename T>
+// y = n ln 2 + r, n an integer; n + kOffset is the exponent of a normal number.
+template <int kOffset, typename T>
 FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> y) {
   using C = ExpConstants<T>;
   using V = Vec<T>;
   constexpr int kTerms = sizeof(C::kP) / sizeof(T);
-  const V n = fma(y, V::broadcast(C::kLog2e), V::broadcast(C::kRound)) - V::broadcast(C::kRound);
+  // Adding kRound rounds to an integer and leaves it in the low bits of the sum, here with the
+  // exponent's bias: shifted up by the mantissa, those bits are the power of two.
+  const auto round = V::broadcast(C::kRound + T(C::kBias + kOffset));
+  const V rounded = fma(y, V::broadcast(C::kLog2e), round);
+  typename V::Integer bits;
+  __builtin_memcpy(&bits, &rounded.v, sizeof bits);
+  bits <<= C::kMantissaBits;
+  V power;
+  __builtin_memcpy(&power.v, &bits, sizeof bits);
+
+  const V n = rounded - round;
   V r = fma(n, V::broadcast(-C::kLn2High), y);
   r = fma(n, V::broadcast(-C::kLn2Low), r);
   const V r2 = r * r;
   const V r4 = r2 * r2;
   const V powers[] = {r, r2, r4, r4 * r4};
-  return {fma(r2, polynomial<T, kTerms>(C::kP, powers), r), n};
+  return {fma(r2, polynomial<T, kTerms>(C::kP, powers), r), power};
 }
 
-// 2^n for n within the exponents of normal numbers.
-template <typename T>
-FUSED_RNN_INLINE Vec<T> power_of_two(typename Vec<T>::Integer n) {
-  const typename Vec<T>::Integer bits = (n + ExpConstants<T>::kBias)
-                                        << ExpConstants<T>::kMantissaBits;
-  Vec<T> r;
-  __builtin_memcpy(&r.v, &bits, sizeof bits);
-  return r;
-}
-
-// x 2^n for an integer n whose halves are exponents of normal numbers.
-template <typename T>
-FUSED_RNN_INLINE Vec<T> scale(Vec<T> x, Vec<T> n) {
-  if constexpr (kScales) {
-    return {native_scale(x.v, n.v)};
-  } else {
-    // Adding kRound puts an integer into the low bits.
-    const Vec<T> magic = Vec<T>::broadcast(ExpConstants<T>::kRound);
-    const Vec<T> shifted = n + magic;
-    typename Vec<T>::Integer whole;
-    typename Vec<T>::Integer magic_bits;
-    __builtin_memcpy(&whole, &shifted.v, sizeof whole);
-    __builtin_memcpy(&magic_bits, &magic.v, sizeof magic_bits);
-    whole -= magic_bits;
-    // In two steps: at the ends of the range 2^n alone is not a normal number.
-    const auto half = whole >> 1;
-    return x * power_of_two<T>(half) * power_of_two<T>(whole - half);
-  }
-}
-
-// sigmoid(x) = e / (1 + e), e = exp(x): accurate down to the denormals, and infinite nowhere.
+// sigmoid(x) = s e / (s e + s), e = exp(x), s = 2^kSigmoidOffset: s e is a normal number where
+// e is a denormal one or rounds to zero, so that the quotient is accurate down to the denormals.
 template <typename T>
 FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using C = ExpConstants<T>;
-  const auto one = Vec<T>::broadcast(1);
-  const auto [expm1_r, n] = exp_parts(clamp(x, C::kLeast, C::kMost));
-  const Vec<T> e = scale(expm1_r + one, n);
-  return e / (one + e);
+  constexpr T kScale = T(uint64_t{1} << C::kSigmoidOffset);
+  const auto [expm1_r, power] =
+      exp_parts<C::kSigmoidOffset>(clamp(x, C::kSigmoidLeast, C::kSigmoidMost));
+  const Vec<T> e = fma(power, expm1_r, power);
+  return e / (e + Vec<T>::broadcast(kScale));
 }
 
 // tanh(x) = expm1(2x) / (expm1(2x) + 2), expm1(2x) = 2^n expm1(r) + (2^n - 1)
 template <typename T>
 FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
   using C = ExpConstants<T>;
-  const auto one = Vec<T>::broadcast(1);
-  const auto [expm1_r, n] = exp_parts(clamp(x + x, -C::kTanhLimit, C::kTanhLimit));
-  const Vec<T> power = scale(one, n);
-  const Vec<T> e = fma(power, expm1_r, power - one);
+  const auto [expm1_r, power] = exp_parts<0>(clamp(x + x, -C::kTanhLimit, C::kTanhLimit));
+  const Vec<T> e = fma(power, expm1_r, power - Vec<T>::broadcast(1));
   return e / (e + Vec<T>::broadcast(2));
 }
