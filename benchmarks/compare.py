@@ -2,7 +2,8 @@
 
 Every row of shapes.py is run by each contestant that can run it, turn and turn about, and the
 median of its turns counts. Before that all contestants must agree on the output and, in training,
-on every gradient. ONNX Runtime and OpenVINO take part in inference where they are installed.
+on every gradient. ONNX Runtime and OpenVINO take part in inference where they are installed. Beside
+the times stands the least that the row could take on this machine (limits.py).
 
     python benchmarks/compare.py --quick
     python benchmarks/compare.py --threads 1,2 --json speeds.json --plot speeds.png
@@ -30,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 import peers
+from limits import limit_seconds
 from shapes import CATEGORIES, GATES, Row, rows
 from workloads import LIBRARIES, Workload, build, machine, peak, rates
 
@@ -65,6 +67,16 @@ class Result:
     seconds: dict[str, float]
     gflops: float
     share_of_peak: float
+    limit: float
+
+    @property
+    def share_of_limit(self) -> float:
+        return self.limit / self.seconds["fused"]
+
+    @property
+    def limit_against_best(self) -> float:
+        """What `against_best` would be at the limit."""
+        return self.against_best / self.share_of_limit
 
     @property
     def best_peer(self) -> str:
@@ -142,6 +154,7 @@ def measure(row: Row, threads: int, peer_names: Iterable[str], budget: float) ->
         threads=threads,
         seconds=seconds,
         **rates(row, seconds["fused"], threads),
+        limit=limit_seconds(row, threads),
     )
 
 
@@ -163,6 +176,8 @@ def summarize(results: list[Result]) -> list[dict[str, Any]]:
             "against_best": geometric_mean(result.against_best for result in group),
             "against_torch": geometric_mean(result.against_torch for result in group),
             "slowest_row": min(result.against_best for result in group),
+            "limit_against_best": geometric_mean(result.limit_against_best for result in group),
+            "share_of_limit": geometric_mean(result.share_of_limit for result in group),
         }
         for (category, cell, threads), group in groups.items()
     ]
@@ -171,6 +186,7 @@ def summarize(results: list[Result]) -> list[dict[str, Any]]:
 def print_table(results: list[Result], names: list[str]) -> None:
     header = f"{'class':<21}{'cell':<5}{'shape':<30}{'thr':>3}"
     header += "".join(f"{name + ' ms':>16}" for name in names)
+    header += f"{'limit ms':>11}{'of limit':>9}"
     print(header + f"{'GF/s':>9}{'peak':>7}{'vs torch':>10}{'vs best':>9}  best peer")
     for result in results:
         cells = "".join(
@@ -179,6 +195,7 @@ def print_table(results: list[Result], names: list[str]) -> None:
         )
         print(
             f"{result.category:<21}{result.cell:<5}{result.shape:<30}{result.threads:>3}{cells}"
+            f"{1e3 * result.limit:>11.4f}{result.share_of_limit:>9.0%}"
             f"{result.gflops:>9.1f}{result.share_of_peak:>7.1%}{result.against_torch:>9.2f}x"
             f"{result.against_best:>8.2f}x  {result.best_peer}"
         )
@@ -188,12 +205,14 @@ def print_summary(summary: list[dict[str, Any]]) -> None:
     print("Geometric means of fused_rnn's speed-up")
     print(
         f"{'class':<21}{'cell':<5}{'thr':>3}{'rows':>6}{'vs torch':>10}{'vs best':>9}{'slowest':>9}"
+        f"{'at limit':>10}{'of limit':>10}"
     )
     for line in summary:
         print(
             f"{line['category']:<21}{line['cell']:<5}{line['threads']:>3}{line['rows']:>6}"
             f"{line['against_torch']:>9.2f}x{line['against_best']:>8.2f}x"
-            f"{line['slowest_row']:>8.2f}x"
+            f"{line['slowest_row']:>8.2f}x{line['limit_against_best']:>9.2f}x"
+            f"{line['share_of_limit']:>10.0%}"
         )
 
 

@@ -13,12 +13,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/workspace.h"
 #include "torch/direct.h"
 
 TORCH_LIBRARY(fused_rnn, m) {
@@ -79,19 +83,24 @@ pybind11::dict config() {
   return d;
 }
 
-template <typename E>
-double measure_fma_rate(const Kernels<E>& kernels, double seconds) {
+// The highest rate at which `work`, which returns how much it did, ran within these seconds.
+template <typename Work>
+double best_rate(double seconds, const Work& work) {
   using Clock = std::chrono::steady_clock;
-  constexpr int64_t kRounds = 1 << 16;
   double best = 0;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   do {
     const auto start = Clock::now();
-    const double operations = kernels.operations(kRounds);
+    const double done = work();
     const std::chrono::duration<double> took = Clock::now() - start;
-    best = std::max(best, operations / took.count());
+    best = std::max(best, done / took.count());
   } while (Clock::now() < end);
   return best * 1e-9;
+}
+
+template <typename E>
+double measure_fma_rate(const Kernels<E>& kernels, double seconds) {
+  return best_rate(seconds, [&] { return kernels.operations(1 << 16); });
 }
 
 double fma_rate(const std::string& dtype, double seconds) {
@@ -104,6 +113,47 @@ double fma_rate(const std::string& dtype, double seconds) {
       "Expected dtype 'float32', 'float64' or, with an instruction set that multiplies it, "
       "'bfloat16', got '" +
       dtype + "'");
+}
+
+template <typename T>
+double measure_activation_rate(const Kernels<T>& kernels, double seconds) {
+  constexpr int64_t kValues = 512;  // in L1
+  constexpr int kRounds = 100;
+  std::vector<T> x(kValues), y(kValues);
+  for (int64_t i = 0; i < kValues; ++i) x[i] = static_cast<T>(i - kValues / 2) / 64;
+  return best_rate(seconds, [&] {
+    for (int round = 0; round < kRounds; ++round) {
+      kernels.sigmoid(x.data(), y.data(), kValues);
+      kernels.tanh(x.data(), y.data(), kValues);
+    }
+    return 2.0 * kRounds * kValues;
+  });
+}
+
+double activation_rate(const std::string& dtype, double seconds) {
+  const pybind11::gil_scoped_release release;
+  if (dtype == "float32") return measure_activation_rate(kernels<float>(), seconds);
+  if (dtype == "float64") return measure_activation_rate(kernels<double>(), seconds);
+  throw std::invalid_argument("Expected dtype 'float32' or 'float64', got '" + dtype + "'");
+}
+
+double read_rate(int64_t bytes, double seconds) {
+  constexpr int64_t kLeast = 256 * sizeof(float);
+  if (bytes < kLeast) {
+    throw std::invalid_argument("Expected at least " + std::to_string(kLeast) + " bytes, got " +
+                                std::to_string(bytes));
+  }
+  const pybind11::gil_scoped_release release;
+  const int64_t n = bytes / kLeast * 256;
+  const std::unique_ptr<float, decltype(&std::free)> memory(
+      static_cast<float*>(allocate(static_cast<size_t>(n) * sizeof(float))), &std::free);
+  if (memory == nullptr) throw std::bad_alloc();
+  std::fill_n(memory.get(), n, 0.0F);
+  const int64_t rounds = std::max<int64_t>(1, (1 << 20) / bytes);
+  return best_rate(seconds, [&] {
+    for (int64_t round = 0; round < rounds; ++round) kernels<float>().read(memory.get(), n);
+    return static_cast<double>(rounds * n) * sizeof(float);
+  });
 }
 
 void set_isa(const std::optional<std::string>& name) {
@@ -128,6 +178,10 @@ PYBIND11_MODULE(_C, m) {
       "Whether the active set has kernels for bfloat16; others compute it as float32.");
   m.def("fma_rate", &fused_rnn::fma_rate, pybind11::arg("dtype"), pybind11::arg("seconds"),
         "GF/s of fused multiply-adds in registers, one thread: the peak of the active set.");
+  m.def("activation_rate", &fused_rnn::activation_rate, pybind11::arg("dtype"),
+        pybind11::arg("seconds"), "1e9 sigmoids and tanhs a second, one thread, in L1.");
+  m.def("read_rate", &fused_rnn::read_rate, pybind11::arg("bytes"), pybind11::arg("seconds"),
+        "GB/s at which one thread reads a block of this size again and again.");
   if (PyModule_AddFunctions(m.ptr(), fused_rnn::direct_methods) != 0)
     throw pybind11::error_already_set();
 }
