@@ -1,4 +1,5 @@
-"""The kernels under sanitizers, in a program without Python."""
+"""The kernels in a program without Python: under sanitizers, and with the vectors of AVX-512 on
+machines that do not have it."""
 
 import os
 import shutil
@@ -7,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+import fused_rnn
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
@@ -40,10 +43,10 @@ def compiler() -> str:
     return os.environ.get("CXX", "c++")
 
 
-def compiler_flags(sanitizer: str) -> list[str]:
+def sanitizer_flags(sanitizer: str) -> list[str]:
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True)
     calls = CLANG_FLAGS if "clang" in version.stdout else GCC_FLAGS
-    return FLAGS + SANITIZERS[sanitizer] + (calls if sanitizer == "address" else [])
+    return SANITIZERS[sanitizer] + (calls if sanitizer == "address" else [])
 
 
 def run(command: list[str]) -> None:
@@ -51,20 +54,41 @@ def run(command: list[str]) -> None:
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.skipif(shutil.which(compiler()) is None, reason=f"no C++ compiler {compiler()}")
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_kernels(sanitizer: str, tmp_path: Path) -> None:
-    if sanitizer == "thread" and os.environ.get("FUSED_RNN_TEST_RACES") != "1":
-        pytest.skip("takes five minutes more; FUSED_RNN_TEST_RACES=1 runs it")
-    flags = compiler_flags(sanitizer)
+def build(folder: Path, *flags: str) -> str:
+    """The program, compiled and linked with these flags."""
 
     def compile_one(source: Path) -> str:
-        target = str(tmp_path / f"{source.stem}.o")
-        run([compiler(), *flags, f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", target])
+        target = str(folder / f"{source.stem}.o")
+        run([compiler(), *FLAGS, *flags, f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", target])
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, SOURCES))
-    program = str(tmp_path / "kernels_test")
-    run([compiler(), SANITIZERS[sanitizer][0], *objects, "-o", program, "-pthread"])
-    run([program])
+    program = str(folder / "kernels_test")
+    run([compiler(), *flags, *objects, "-o", program, "-pthread"])
+    return program
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(compiler()) is None, reason=f"no C++ compiler {compiler()}"
+)
+
+
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_kernels(sanitizer: str, tmp_path: Path) -> None:
+    if sanitizer == "thread" and os.environ.get("FUSED_RNN_TEST_RACES") != "1":
+        pytest.skip("takes five minutes more; FUSED_RNN_TEST_RACES=1 runs it")
+    run([build(tmp_path, *sanitizer_flags(sanitizer))])
+
+
+@needs_compiler
+@pytest.mark.skipif(
+    "avx512" in fused_rnn._C.config()["isa_available"], reason="the machine has AVX-512 itself"
+)
+def test_vectors_of_avx512(tmp_path: Path) -> None:
+    """The same tiles, panels and rules of size, without its instructions."""
+    # GCC says of every function that takes such vectors that another compiler may pass them
+    # otherwise.
+    flags = ["-DFUSED_RNN_BASELINE_AS_WIDE_AS_AVX512", "-Wno-psabi"]
+    run([build(tmp_path, *flags), "baseline"])

@@ -172,10 +172,6 @@ struct ForwardStep {
   const ForwardRow<E>* rows;
   int64_t I;  // 0 where the input products are ahead
 
-  void run(int64_t count, Range blocks, bool back) {
-    for_each_tile<Cell::kSums, Cell::kGates>(count, blocks, *this, back);
-  }
-
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     constexpr int kSums = Cell::kSums;
@@ -677,7 +673,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier&
     if (plan.h_in_place) {
       InPlace<Cell, E>{tiles}.run(rows, mine.units, back);
     } else {
-      tiles.run(rows, mine.units, back);
+      for_each_tile<Cell::kSums, Cell::kGates>(rows, mine.units, tiles, back);
     }
     if (shape.P > 0) {
       if (!mine.alone) barrier.wait(mine.team);

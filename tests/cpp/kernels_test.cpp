@@ -606,8 +606,10 @@ std::vector<Shape> shapes() {
 
 }  // namespace
 
-int main() {
+// kernels_test [SET]: of one instruction set, or of all that the machine has.
+int main(int count, char** arguments) {
   for (const Isa isa : available_isas()) {
+    if (count > 1 && isa_name(isa) != std::string(arguments[1])) continue;
     choose_isa(isa_name(isa));
     check_activations<float>(std::string(isa_name(isa)) + " float");
     check_activations<double>(std::string(isa_name(isa)) + " double");

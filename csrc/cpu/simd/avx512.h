@@ -1,12 +1,7 @@
 // AVX-512 (F, BW, DQ, VL): 64-byte vectors, 32 registers.
 
-constexpr int kSimdBytes = 64;
-constexpr int kTileSums = 24;  // accumulators of a tile: leaves 8 of 32 registers for operands
-// A part of a large product: its panels take 128 KB of an L2 of 1 MB. A block more would be more
-// than one tile is wide; wider parts were not tried.
-constexpr int64_t kDepth = 512;
-constexpr int64_t kBlocksAbreast = 4;
-
+#include "cpu/simd/avx512_sizes.h"
+//
 #include "cpu/simd/native.h"
 
 FUSED_RNN_INLINE __m512 native_fma(__m512 a, __m512 b, __m512 c) {

@@ -1,10 +1,14 @@
 // The baseline: 16-byte vectors in plain C++ vector extensions, for any 64-bit target.
 
+#if defined(FUSED_RNN_BASELINE_AS_WIDE_AS_AVX512)  // On machines without, to test its tiles.
+#include "cpu/simd/avx512_sizes.h"
+#else
 constexpr int kSimdBytes = 16;
 constexpr int kTileSums = 12;  // accumulators of a tile: leaves 4 of 16 registers for operands
 // A part of a large product, as for AVX2.
 constexpr int64_t kDepth = 256;
 constexpr int64_t kBlocksAbreast = 32;
+#endif
 
 #include "cpu/simd/native.h"
 
