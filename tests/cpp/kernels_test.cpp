@@ -575,10 +575,11 @@ std::vector<Shape> shapes() {
     all.push_back({kind, T, 12, 2, 129, 0, true, true, true, false, 1});
     all.push_back({kind, T, 9, 2, 129, 0, true, true, false, true, 2});
   }
-  // Weights beyond the caches, in both types: w_hh read in place by one row, input products ahead.
-  all.push_back({CellKind::lstm, 5, 1, 3, 1300, 0, true, true, false, false, 2});
+  // Weights beyond the caches, in both types: read in place by one row, input products ahead for
+  // several.
+  all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 2, 7, 3, 1300, 0, true, true, false, false, 1});
-  all.push_back({CellKind::gru, 5, 1, 3, 1500, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 2, 1, 3, 1500, 0, true, true, false, false, 1});
   // Input products whose lanes are rows of x: partly filled, dense and packed, with a projection,
   // in several readings of w_ih (vectors of up to 32 bytes).
   all.push_back({CellKind::lstm, 5, 1, 2100, 257, 0, true, true, false, false, 1});
@@ -587,15 +588,16 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::rnn_relu, 4, 2, 4300, 509, 0, false, false, true, true, 1});
   all.push_back({CellKind::lstm, 10, 4, 2100, 257, 40, true, false, false, false, 2});
   all.push_back({CellKind::lstm, 7, 3, 6203, 257, 0, true, true, true, true, 2});
-  // Large weights, one row, up to 16 steps: w_hh in place, rows of x as lanes.
-  all.push_back({CellKind::lstm, 9, 1, 300, 600, 0, true, true, false, false, 2});
-  all.push_back({CellKind::gru, 16, 1, 310, 610, 0, true, true, true, true, 1});
-  all.push_back({CellKind::lstm, 4, 1, 300, 400, 150, true, true, false, true, 2});
+  // Large weights, one row, up to 16 steps: w_hh in place, input products ahead, by units and with
+  // rows of x as lanes; few steps with a projection, units divided between threads.
+  all.push_back({CellKind::gru, 16, 1, 130, 380, 0, true, true, true, true, 1});
+  all.push_back({CellKind::lstm, 9, 1, 640, 310, 0, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 4, 1, 120, 210, 120, true, true, false, true, 2});
   // One step, large weights: read in place for more rows, those that fill two vectors as lanes.
   all.push_back({CellKind::lstm, 1, 22, 261, 300, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 1, 31, 330, 300, 0, true, true, false, false, 2});
   all.push_back({CellKind::rnn_tanh, 1, 32, 300, 600, 0, true, true, false, false, 1});
-  all.push_back({CellKind::lstm, 1, 32, 300, 400, 0, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 1, 32, 100, 320, 0, true, true, false, false, 2});
   all.push_back({CellKind::gru, 1, 32, 400, 500, 0, true, true, false, false, 1});
   all.push_back({CellKind::lstm, 12, 5, 70, 129, 70, true, true, true, true, 2});
   all.push_back({CellKind::lstm, 1, 2, 7, 19, 5, true, true, false, false, 1});
