@@ -20,8 +20,8 @@
 
 #define FUSED_RNN_INLINE inline __attribute__((always_inline))
 
-// An inline assembly operand that is read and written in a vector register.
-#if defined(__x86_64__)
+// An inline assembly operand that is read and written in a vector register, where there is one.
+#if defined(__x86_64__) && !defined(FUSED_RNN_BASELINE_AS_WIDE_AS_AVX512)
 #define FUSED_RNN_VECTOR_OPERAND(x) "+v"(x)
 #elif defined(__aarch64__)
 #define FUSED_RNN_VECTOR_OPERAND(x) "+w"(x)
