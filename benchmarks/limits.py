@@ -34,6 +34,7 @@ from workloads import build, peak
 ACTIVATIONS = {"lstm": 5, "gru": 3, "rnn": 1}
 # What the backward pass computes once more: tanh(c).
 ACTIVATIONS_BACKWARD = {"lstm": 1, "gru": 0, "rnn": 0}
+# Of a weight as the kernels read it: of 16 bits only where they multiply bfloat16.
 BYTES = {"float32": 4, "float64": 8, "float16": 4, "bfloat16": 4}
 CHAIN_STEPS = 1000
 

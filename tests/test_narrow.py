@@ -266,6 +266,18 @@ def test_autocast(
         assert_close("gradient", grad.double(), wide, 2e-5)
 
 
+@pytest.mark.parametrize("onednn_has_it", [True, False])
+def test_types_under_autocast_to_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, onednn_has_it: bool
+) -> None:
+    """Without oneDNN's LSTM in bfloat16, torch promotes types as it does for float16."""
+    monkeypatch.setattr(_narrow, "_ONEDNN_HAS_BFLOAT16", onednn_has_it)
+    x, state = torch.ones(3, 2, 5), torch.ones(1, 2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        types = _narrow.result_types(x, [state, state], "lstm", onednn=True)
+    assert types == [torch.bfloat16 if onednn_has_it else torch.float32] * 2
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_autocast_of_what_it_does_not_cast(name: str) -> None:
     ours = getattr(fused_rnn, name)(5, 9, dtype=torch.float64)

@@ -25,10 +25,10 @@ Range columns_of(Range blocks, int64_t columns) {
 
 // The vectors of a panel that lie side by side. Fewer than all of a unit where the registers would
 // hold less than four rows of those: a panel is then as many parts, one behind the other, and tiles
-// of more rows than the registers hold whole go through it part by part. From L2 and L3 a part that
-// is read from end to end comes at twice the speed of every other line of a whole (AVX2, 4 rows of
-// LSTM H = 512, B = 4: products of a step 87 us in parts of two gates, 104 by every other line,
-// 134 as two tiles of two rows).
+// of more rows than the registers hold whole go through it part by part. A part that is read from
+// end to end comes faster from L2 and L3 than every other line of a whole (AVX2, LSTM H = 512,
+// B = 4: products of a step 87 us in parts of two gates, 104 by every other line, 134 as two tiles
+// of two rows).
 constexpr int vectors_abreast(int vectors) {
   return vectors % 2 == 0 && kTileSums / vectors < 4 ? vectors / 2 : vectors;
 }
