@@ -754,12 +754,12 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
   }
 
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
-  using Step = InPlace<Cell, E>;
-  const bool lanes_in_place = plan.h_in_place && shape.B >= Step::kFewestLanes;
+  using OneStep = InPlace<Cell, E>;
+  const bool lanes_in_place = plan.h_in_place && shape.B >= OneStep::kFewestLanes;
   const int64_t x_lanes = plan.x_as_lanes  ? ForwardPlan<Cell, E>::ProductsAhead::lanes_size(I)
-                          : lanes_in_place ? Step::ByLanes::lanes_size(I)
+                          : lanes_in_place ? OneStep::ByLanes::lanes_size(I)
                                            : 0;
-  const int64_t h_lanes = lanes_in_place ? Step::ByLanes::lanes_size(O) : 0;
+  const int64_t h_lanes = lanes_in_place ? OneStep::ByLanes::lanes_size(O) : 0;
   const auto lay_out = [&](Arena arena) {
     plan.x_panels = arena.take<E>(plan.x_in_place ? 0 : plan.blocks * plan.panel(I));
     plan.h_panels = arena.take<E>(plan.h_in_place ? 0 : plan.blocks * plan.panel(O));
