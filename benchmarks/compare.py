@@ -2,7 +2,9 @@
 
 Every row of shapes.py is run by each contestant that can run it, turn and turn about, and the
 median of its turns counts. Before that all contestants must agree on the output and, in training,
-on every gradient. ONNX Runtime and OpenVINO take part in inference where they are installed. Beside
+on every gradient. ONNX Runtime and OpenVINO take part in inference where they are installed. They
+pack their weights when a model is loaded, fused_rnn at every call or, where the module is frozen
+(`fused_rnn.freeze`), once: inference is timed both ways, the second as a class of its own. Beside
 the times stands the least that the row could take on this machine (limits.py).
 
     python benchmarks/compare.py --quick
@@ -30,6 +32,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import fused_rnn
 import peers
 from limits import limit_seconds
 from shapes import CATEGORIES, GATES, Row, rows
@@ -137,8 +140,11 @@ def _seconds(run: Workload, repeats: int) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def measure(row: Row, threads: int, peer_names: Iterable[str], budget: float) -> Result:
+def measure(row: Row, threads: int, peer_names: Iterable[str], budget: float) -> list[Result]:
+    """The results of a row: of fused_rnn as it is and, where that differs, frozen."""
     contestants = {name: build(row, library) for name, library in LIBRARIES.items()}
+    if row.category.freezable:
+        contestants["frozen"] = build(row, fused_rnn, frozen=True)
     if peers.covers(row):
         contestants |= {name: peers.build(name, row, threads) for name in peer_names}
     check_agreement(row, contestants)
@@ -146,16 +152,24 @@ def measure(row: Row, threads: int, peer_names: Iterable[str], budget: float) ->
     gc.disable()
     seconds = time_in_turn(contestants, budget)
     gc.enable()
-    return Result(
-        category=row.category.name,
-        cell=row.cell,
-        shape=str(row.shape),
-        origin=row.shape.origin,
-        threads=threads,
-        seconds=seconds,
-        **rates(row, seconds["fused"], threads),
-        limit=limit_seconds(row, threads),
-    )
+
+    def result(category: str, fused: float) -> Result:
+        return Result(
+            category=category,
+            cell=row.cell,
+            shape=str(row.shape),
+            origin=row.shape.origin,
+            threads=threads,
+            seconds=seconds | {"fused": fused},
+            **rates(row, fused, threads),
+            limit=limit_seconds(row, threads),
+        )
+
+    frozen = seconds.pop("frozen", None)
+    results = [result(row.category.name, seconds["fused"])]
+    if frozen is not None:
+        results.append(result(f"frozen-{row.category.name}", frozen))
+    return results
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -184,7 +198,7 @@ def summarize(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def print_table(results: list[Result], names: list[str]) -> None:
-    header = f"{'class':<21}{'cell':<5}{'shape':<30}{'thr':>3}"
+    header = f"{'class':<28}{'cell':<5}{'shape':<30}{'thr':>3}"
     header += "".join(f"{name + ' ms':>16}" for name in names)
     header += f"{'limit ms':>11}{'of limit':>9}"
     print(header + f"{'GF/s':>9}{'peak':>7}{'vs torch':>10}{'vs best':>9}  best peer")
@@ -194,7 +208,7 @@ def print_table(results: list[Result], names: list[str]) -> None:
             for name in names
         )
         print(
-            f"{result.category:<21}{result.cell:<5}{result.shape:<30}{result.threads:>3}{cells}"
+            f"{result.category:<28}{result.cell:<5}{result.shape:<30}{result.threads:>3}{cells}"
             f"{1e3 * result.limit:>11.4f}{result.share_of_limit:>9.0%}"
             f"{result.gflops:>9.1f}{result.share_of_peak:>7.1%}{result.against_torch:>9.2f}x"
             f"{result.against_best:>8.2f}x  {result.best_peer}"
@@ -204,12 +218,12 @@ def print_table(results: list[Result], names: list[str]) -> None:
 def print_summary(summary: list[dict[str, Any]]) -> None:
     print("Geometric means of fused_rnn's speed-up")
     print(
-        f"{'class':<21}{'cell':<5}{'thr':>3}{'rows':>6}{'vs torch':>10}{'vs best':>9}{'slowest':>9}"
+        f"{'class':<28}{'cell':<5}{'thr':>3}{'rows':>6}{'vs torch':>10}{'vs best':>9}{'slowest':>9}"
         f"{'at limit':>10}{'of limit':>10}"
     )
     for line in summary:
         print(
-            f"{line['category']:<21}{line['cell']:<5}{line['threads']:>3}{line['rows']:>6}"
+            f"{line['category']:<28}{line['cell']:<5}{line['threads']:>3}{line['rows']:>6}"
             f"{line['against_torch']:>9.2f}x{line['against_best']:>8.2f}x"
             f"{line['slowest_row']:>8.2f}x{line['limit_against_best']:>9.2f}x"
             f"{line['share_of_limit']:>10.0%}"
@@ -366,7 +380,8 @@ def main() -> None:
         for threads, row in bar:
             bar.set_postfix_str(f"{row.category.name} {row}")
             torch.set_num_threads(threads)
-            results.append(measure(row, threads, peer_versions, budget))
+            results += measure(row, threads, peer_versions, budget)
+    results.sort(key=lambda result: (result.threads, result.category.startswith("frozen")))
     summary = summarize(results)
     print_table(results, names)
     print()

@@ -63,6 +63,11 @@ class Category:
     cells: tuple[str, ...]
     shapes: tuple[Shape, ...]
 
+    @property
+    def freezable(self) -> bool:
+        """Whether a frozen module runs these from its packed weights."""
+        return not self.training and not any(shape.packed for shape in self.shapes)
+
 
 @dataclass(frozen=True)
 class Row:

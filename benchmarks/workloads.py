@@ -47,9 +47,11 @@ def make_input(row: Row) -> Tensor:
     return torch.randn(size, generator=generator, dtype=getattr(torch, shape.dtype))
 
 
-def build(row: Row, library: Any) -> Workload:
-    """The call to be timed, with everything around it prepared."""
+def build(row: Row, library: Any, *, frozen: bool = False) -> Workload:
+    """The call to be timed, with everything around it prepared, freezing the module included."""
     module = build_module(row, library)
+    if frozen:
+        fused_rnn.freeze(module)
     if row.category.kind == "layer":
         forward, leaves = _layer(row, module)
     else:

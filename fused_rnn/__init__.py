@@ -2,6 +2,7 @@
 
     from fused_rnn import LSTM            # instead of torch.nn.LSTM
     model = fused_rnn.accelerate(model)   # or: swap the layers of an existing model
+    model = fused_rnn.freeze(model)       # for inference: weights that no longer change
 
 T is time, B batch, I input size, H hidden size, P projection size, L layers, D directions.
 """
@@ -15,7 +16,7 @@ from . import (
 )
 from .cells import GRUCell, LSTMCell, RNNCell
 from .config import show_config
-from .convert import accelerate, restore
+from .convert import accelerate, freeze, restore, thaw
 from .dispatch import explain
 from .export import fused_export, onnx_translations
 from .layers import GRU, LSTM, RNN
@@ -32,10 +33,12 @@ __all__ = [
     "__version__",
     "accelerate",
     "explain",
+    "freeze",
     "functional",
     "fused_export",
     "onnx_translations",
     "reference",
     "restore",
     "show_config",
+    "thaw",
 ]

@@ -1,4 +1,5 @@
-"""Swaps the recurrent layers of an existing model for this package's, and back."""
+"""Changes the recurrent layers of an existing model: to this package's, to their frozen form, and
+back."""
 
 from typing import Any, TypeVar
 
@@ -6,6 +7,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from .cells import GRUCell, LSTMCell, RNNCell
+from .frozen import FROZEN, Frozen, freeze_module, thaw_module
 from .layers import GRU, LSTM, RNN
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
@@ -48,13 +50,57 @@ def accelerate(model: _Model) -> _Model:
 
 
 def restore(model: _Model) -> _Model:
-    """The inverse of `accelerate`: every module whose class is exactly one of this package's
-    becomes torch.nn's, in place, whether or not it was one before.
+    """The inverse of `accelerate`, and of `freeze`: every module whose class is exactly one of this
+    package's becomes torch.nn's, in place, whether or not it was one before.
 
     Returns:
         The same model.
     """
+    thaw(model)
     _change(model, _TORCH)
+    return model
+
+
+def freeze(model: _Model) -> _Model:
+    """Makes every recurrent layer and cell of a model, the model itself included, one for
+    inference: its weights are packed for the kernels once, not at every call.
+
+    torch.nn's are first made this package's, as `accelerate` does. Modules are changed in place; a
+    frozen one takes the same calls with the same results, gradients of its inputs included. It has
+    a copy of the weights and no parameters: `parameters()` leaves them out, an optimizer that has
+    them no longer trains the module, reading one gives a copy, setting one is an AttributeError.
+    `state_dict`, `load_state_dict`, `to`, copies and pickles work as before. What is computed from
+    the packed weights are eager calls of dense float32 and float64 input on the CPU; all others go
+    the way they go unfrozen.
+
+    Left alone: what `accelerate` leaves alone, and modules that compute their weights at every
+    call (parametrized, pruned, with weight_norm).
+
+    Memory: the weights twice, as they were and packed.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The same model.
+    """
+    accelerate(model)
+    for module in model.modules():
+        if type(module) in FROZEN:
+            freeze_module(module)
+    return model
+
+
+def thaw(model: _Model) -> _Model:
+    """The inverse of `freeze`: every frozen module has its parameters again, new ones with the
+    weights it had and requires_grad as it was. Modules that were torch.nn's stay this package's.
+
+    Returns:
+        The same model.
+    """
+    for module in model.modules():
+        if isinstance(module, Frozen):
+            thaw_module(module)
     return model
 
 

@@ -58,18 +58,6 @@ State& state() {
   return instance;
 }
 
-template <typename T>
-struct Tables {
-  Kernels<T> of[3];
-  Tables() {
-    of[0] = baseline::kernel_table<T>();
-#if defined(__x86_64__)
-    of[1] = avx2::kernel_table<T>();
-    of[2] = avx512::kernel_table<T>();
-#endif
-  }
-};
-
 }  // namespace
 
 const char* isa_name(Isa isa) {
@@ -117,16 +105,25 @@ void choose_isa(const std::string& name) {
 
 template <typename T>
 const Kernels<T>& kernels() {
-  static const Tables<T> tables;
-  return tables.of[state().isa.load(std::memory_order_relaxed)];
+  switch (static_cast<Isa>(state().isa.load(std::memory_order_relaxed))) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return avx512::kernel_table<T>();
+    case Isa::avx2:
+      return avx2::kernel_table<T>();
+#endif
+    default:
+      return baseline::kernel_table<T>();
+  }
 }
 
 const Kernels<bfloat16>* bfloat16_kernels() {
 #if defined(__x86_64__)
   static const bool machine_has_them = __builtin_cpu_supports("avx512bf16");
-  static const Kernels<bfloat16> table = avx512_bf16::kernel_table<bfloat16>();
   const int isa = state().isa.load(std::memory_order_relaxed);
-  return machine_has_them && isa == static_cast<int>(Isa::avx512) ? &table : nullptr;
+  return machine_has_them && isa == static_cast<int>(Isa::avx512)
+             ? &avx512_bf16::kernel_table<bfloat16>()
+             : nullptr;
 #else
   return nullptr;
 #endif

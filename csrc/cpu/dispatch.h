@@ -35,19 +35,19 @@ const Kernels<bfloat16>* bfloat16_kernels();
 // The tables, one for each instruction set and type, in isa_<set>_<type>.cpp.
 namespace baseline {
 template <typename T>
-Kernels<T> kernel_table();
+const Kernels<T>& kernel_table();
 }
 namespace avx2 {
 template <typename T>
-Kernels<T> kernel_table();
+const Kernels<T>& kernel_table();
 }
 namespace avx512 {
 template <typename T>
-Kernels<T> kernel_table();
+const Kernels<T>& kernel_table();
 }
 namespace avx512_bf16 {
 template <typename E>
-Kernels<E> kernel_table();
+const Kernels<E>& kernel_table();
 }
 
 }  // namespace fused_rnn

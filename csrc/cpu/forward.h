@@ -8,7 +8,8 @@
 // once: there the input products of many steps are one product ahead of them.
 //
 // Packing reads and writes every weight once, which one step of few rows, or few steps of one row,
-// would not earn back: there the weights are read where they are.
+// would not earn back: there the weights are read where they are, unless the caller has them
+// packed.
 
 // One step of up to this many rows reads the weights in place, and of up to kRowsInPlaceWide rows
 // where they have more than kWideBytes bytes (LSTM H = 512: 8 rows 0.25 ms against 0.74 with a load
@@ -127,9 +128,7 @@ struct ForwardPlan {
   // h is a state beside what `out` holds of it.
   static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
   using ProductsAhead = ProductsAsLanes<E, kLanesAbreast * Vec<T>::kLanes>;
-  // Gates side by side in a panel.
-  static constexpr int kAbreast = vectors_abreast(Cell::kGates);
-  static constexpr int kStride = kAbreast * Operand<E>::kElements;
+  using Packed = PackedWeights<Cell, E>;
 
   const ForwardArgs<E>& args;
   int64_t blocks = 0;       // of units
@@ -139,11 +138,7 @@ struct ForwardPlan {
   bool x_as_lanes = false;  // whose lanes are rows of x instead of units
   int64_t steps_ahead = 0;
 
-  // Panels have k in whole groups (simd/operand.h).
-  E* x_panels = nullptr;     // [blocks][G / kAbreast][I][kAbreast][kLanes]
-  E* h_panels = nullptr;     // [blocks][G / kAbreast][O][kAbreast][kLanes]
-  T* bias = nullptr;         // [blocks][kSums][kLanes]
-  E* projection = nullptr;   // [blocks of P][H][kLanes]
+  Packed packed = {};
   E* unprojected = nullptr;  // [B, H]
   T* states = nullptr;       // [B, H]
   T* zeros = nullptr;        // [H]
@@ -156,9 +151,6 @@ struct ForwardPlan {
   E* x_lanes = nullptr;           // [blocks of rows][I][kLanes]
   E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]
 
-  // Elements of a block's panel, and of a part of it.
-  int64_t panel(int64_t K) const { return depth_of<E>(K) * Cell::kGates * Vec<T>::kLanes; }
-  int64_t part(int64_t K) const { return depth_of<E>(K) * kAbreast * Vec<T>::kLanes; }
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
 };
 
@@ -167,6 +159,7 @@ template <typename Cell, typename E>
 struct ForwardStep {
   using T = sum_t<E>;
   using Plan = ForwardPlan<Cell, E>;
+  using Packed = typename Plan::Packed;
 
   const Plan& plan;
   const ForwardRow<E>* rows;
@@ -192,11 +185,11 @@ struct ForwardStep {
       for (int b = 0; b < NB; ++b) begin(row + r, block + b, sum[r][b]);
     }
     multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
-                                  plan.x_panels + block * plan.panel(x_size()), Plan::kStride,
-                                  plan.panel(x_size()), plan.part(x_size()));
+                                  plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
+                                  Packed::panel(x_size()), Packed::part(x_size()));
     multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
-                                  plan.h_panels + block * plan.panel(h_size()), Plan::kStride,
-                                  plan.panel(h_size()), plan.part(h_size()));
+                                  plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
+                                  Packed::panel(h_size()), Packed::part(h_size()));
     finish_tile(*this, row, block, sum);
   }
 
@@ -216,9 +209,9 @@ struct ForwardStep {
     const auto x = rows_of<R>(row, &ForwardRow<E>::x);
     const auto h = rows_of<R>(row, &ForwardRow<E>::h_prev);
     [&]<int... P>(Lanes<P...>) __attribute__((always_inline)) {
-      (add_part<typename Cell::XMap, R, P>(x, I, x_size(), plan.x_panels, block, sums), ...);
-      (add_part<typename Cell::HMap, R, P>(h, h_size(), h_size(), plan.h_panels, block, sums), ...);
-    }(LaneSequence<Cell::kGates / Plan::kAbreast>{});
+      (add_part<typename Cell::XMap, R, P>(x, I, x_size(), plan.packed.x, block, sums), ...);
+      (add_part<typename Cell::HMap, R, P>(h, h_size(), h_size(), plan.packed.h, block, sums), ...);
+    }(LaneSequence<Cell::kGates / Packed::kAbreast>{});
     finish_stored<kSums>(*this, row, block, R, 1, static_cast<T*>(sums));
   }
 
@@ -240,8 +233,8 @@ struct ForwardStep {
       for (int v = 0; v < kAbreast; ++v) sum[r][0][v] = V::load(at(r, v));
     }
     multiply<InOrder<kAbreast>>(sum, from, K,
-                                panels + block * plan.panel(depth) + kPart * plan.part(depth),
-                                Plan::kStride, 0);
+                                panels + block * Packed::panel(depth) + kPart * Packed::part(depth),
+                                Packed::kStride, 0);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -267,7 +260,7 @@ struct ForwardStep {
     constexpr int kLanes = V::kLanes;
 #pragma GCC unroll 8
     for (int s = 0; s < Cell::kSums; ++s)
-      sum[s] = V::load(plan.bias + (block * Cell::kSums + s) * kLanes);
+      sum[s] = V::load(plan.packed.bias + (block * Cell::kSums + s) * kLanes);
     const T* const ahead = rows[row].ahead;
     if (ahead == nullptr) return;
 #pragma GCC unroll 8
@@ -390,7 +383,8 @@ struct InPlace {
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       alignas(64) T sums[kMost * kStride];
       for (int64_t i = 0; i < rows; ++i)
-        __builtin_memcpy(sums + i * kStride, step.plan.bias + block * kStride, kStride * sizeof(T));
+        __builtin_memcpy(sums + i * kStride, step.plan.packed.bias + block * kStride,
+                         kStride * sizeof(T));
       if (lanes) {
         by_lanes(block, rows, sums);
       } else {
@@ -408,7 +402,7 @@ struct InPlace {
     V sum[Cell::kSums];
 #pragma GCC unroll 8
     for (int s = 0; s < Cell::kSums; ++s)
-      sum[s] = V::load(step.plan.bias + block * kStride + s * kLanes);
+      sum[s] = V::load(step.plan.packed.bias + block * kStride + s * kLanes);
     for (int g = 0; g < kGates; ++g) {
       V& x_sum = sum[Cell::XMap::at(g)];
       V& h_sum = sum[Cell::HMap::at(g)];
@@ -489,6 +483,7 @@ template <typename Cell, typename E>
 struct InputProducts {
   using T = sum_t<E>;
   using Plan = ForwardPlan<Cell, E>;
+  using Packed = typename Plan::Packed;
 
   const Plan& plan;
   const E* const* x;
@@ -501,8 +496,8 @@ struct InputProducts {
       gates<R, NB, 0, kGates>(row, block);
     } else {
       [&]<int... P>(Lanes<P...>) __attribute__((always_inline)) {
-        (gates<R, NB, P * Plan::kAbreast, Plan::kAbreast>(row, block), ...);
-      }(LaneSequence<kGates / Plan::kAbreast>{});
+        (gates<R, NB, P * Packed::kAbreast, Packed::kAbreast>(row, block), ...);
+      }(LaneSequence<kGates / Packed::kAbreast>{});
     }
   }
 
@@ -518,8 +513,8 @@ struct InputProducts {
     for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
       for (int g = 0; g < kCount; ++g) {
-        const V bias =
-            V::load(plan.bias + ((block + b) * Cell::kSums + Cell::XMap::at(kFirst + g)) * kLanes);
+        const V bias = V::load(plan.packed.bias +
+                               ((block + b) * Cell::kSums + Cell::XMap::at(kFirst + g)) * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sum[r][b][g] = bias;
       }
@@ -529,8 +524,8 @@ struct InputProducts {
     for (int r = 0; r < R; ++r) from.row[r] = x[row + r];
     multiply<Gates<kCount>>(
         sum, from, I,
-        plan.x_panels + block * plan.panel(I) + kFirst / Plan::kAbreast * plan.part(I),
-        Plan::kStride, plan.panel(I), plan.part(I));
+        plan.packed.x + block * Packed::panel(I) + kFirst / Packed::kAbreast * Packed::part(I),
+        Packed::kStride, Packed::panel(I), Packed::part(I));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       T* to = sums + (row + r) * plan.ahead_stride() + (block * kGates + kFirst) * kLanes;
@@ -546,7 +541,7 @@ struct InputProducts {
   // The first N gates of a panel, in order.
   template <int N>
   struct Gates : InOrder<N> {
-    static constexpr int kAbreast = Plan::kAbreast;
+    static constexpr int kAbreast = Packed::kAbreast;
   };
 };
 
@@ -564,39 +559,11 @@ void input_products_as_lanes(const ForwardPlan<Cell, E>& plan, int64_t rows, Ran
     for (int g = 0; g < Cell::kGates; ++g) {
       products.multiply(plan.args.weights.w_ih + (g * H + block * kLanes) * I, I, plan.x_lanes,
                         false);
-      const V bias = V::load(plan.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);
+      const V bias = V::load(plan.packed.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);
       sum_t<E>* const sums = plan.ahead_sums + (block * Cell::kGates + g) * kLanes;
       products.each_row([&](int64_t row, V sum) __attribute__((always_inline)) {
         (bias + sum).store(sums + row * plan.ahead_stride());
       });
-    }
-  }
-}
-
-template <typename Cell, typename E>
-void pack_forward(const ForwardPlan<Cell, E>& plan, Range blocks) {
-  using T = sum_t<E>;
-  constexpr int kLanes = Vec<T>::kLanes;
-  constexpr int kGates = Cell::kGates;
-  const SequenceShape& shape = plan.args.shape;
-  const LayerWeights<E>& w = plan.args.weights;
-  const int64_t I = shape.I;
-  const int64_t O = shape.hidden();
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    if (!plan.x_in_place)
-      pack_gates(w.w_ih, kGates, shape.H, I, block, plan.x_panels + block * plan.panel(I));
-    if (!plan.h_in_place)
-      pack_gates(w.w_hh, kGates, shape.H, O, block, plan.h_panels + block * plan.panel(O));
-    T* bias = plan.bias + block * Cell::kSums * kLanes;
-    for (int i = 0; i < Cell::kSums * kLanes; ++i) bias[i] = T(0);
-    if (w.b_ih == nullptr) continue;
-    const int n = lanes_of<T>(block, shape.H);
-    for (int g = 0; g < kGates; ++g) {
-      const int64_t row = g * shape.H + block * kLanes;
-      for (int j = 0; j < n; ++j) {
-        bias[Cell::XMap::at(g) * kLanes + j] += w.b_ih[row + j];
-        bias[Cell::HMap::at(g) * kLanes + j] += w.b_hh[row + j];
-      }
     }
   }
 }
@@ -680,7 +647,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier&
       const Product<E, false, E> project{
           plan.unprojected + mine.rows.begin * H,
           H,
-          Columns<E>::packed(plan.projection, H),
+          Columns<E>::packed(plan.packed.projection, H),
           H,
           args.out + (step.offset + mine.rows.begin) * args.out_stride,
           args.out_stride,
@@ -718,7 +685,6 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
   const int64_t I = shape.I;
   const int64_t H = shape.H;
   const int64_t O = shape.hidden();
-  const int64_t P_blocks = shape.P > 0 ? blocks_of<T>(shape.P) : 0;
 
   ForwardPlan<Cell, E> plan{args};
   plan.blocks = blocks_of<T>(H);
@@ -727,11 +693,13 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
   const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(E));
   const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(E));
   const bool wide = hh_bytes + ih_bytes >= kWideBytes;
-  plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
-                    (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
-  plan.h_in_place =
-      plan.x_in_place ||
-      (shape.B == 1 && (hh_bytes > kInPlaceBytes || (wide && shape.T <= kStepsInPlaceWide)));
+  if (args.packed == nullptr) {
+    plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
+                      (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
+    plan.h_in_place =
+        plan.x_in_place ||
+        (shape.B == 1 && (hh_bytes > kInPlaceBytes || (wide && shape.T <= kStepsInPlaceWide)));
+  }
   plan.ahead = !plan.x_in_place && shape.T > 1 &&
                (thread_rows <= kRowsAhead ||
                 (thread_rows <= kRowsAheadOfMemory && hh_bytes + ih_bytes > kAheadBytes));
@@ -745,7 +713,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
                          : ih_bytes > kLanesBytes    ? kRows
                          : ih_bytes > kLanesBytesFew ? kFewRows
                                                      : 0;
-    plan.x_as_lanes = shape.B <= kRows && shape.T * shape.B <= most;
+    plan.x_as_lanes = args.packed == nullptr && shape.B <= kRows && shape.T * shape.B <= most;
     if (plan.x_as_lanes) {
       plan.x_in_place = true;
       plan.steps_ahead = kRows / shape.B;
@@ -761,10 +729,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
                                            : 0;
   const int64_t h_lanes = lanes_in_place ? OneStep::ByLanes::lanes_size(O) : 0;
   const auto lay_out = [&](Arena arena) {
-    plan.x_panels = arena.take<E>(plan.x_in_place ? 0 : plan.blocks * plan.panel(I));
-    plan.h_panels = arena.take<E>(plan.h_in_place ? 0 : plan.blocks * plan.panel(O));
-    plan.bias = arena.take<T>(plan.blocks * Cell::kSums * kLanes);
-    plan.projection = arena.take<E>(P_blocks * depth_of<E>(H) * kLanes);
+    if (args.packed == nullptr)
+      plan.packed.lay_out(arena, shape, !plan.x_in_place, !plan.h_in_place);
     plan.unprojected = arena.take<E>(shape.P > 0 ? shape.B * H : 0);
     plan.states = arena.take<T>(plan.kKeepsState ? shape.B * H : 0);
     plan.zeros = arena.take<T>(H);
@@ -777,6 +743,9 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
     plan.h_lanes = arena.take<E>(wanted.rows * wanted.units * h_lanes);
     return arena.used();
   };
+  // Only to be read.
+  if (args.packed != nullptr)
+    lay_out_packed(shape, const_cast<std::byte*>(args.packed), plan.packed);
   Workspace workspace(lay_out(Arena(nullptr)));
   lay_out(Arena(workspace.block()));
   for (int64_t i = 0; i < H; ++i) plan.zeros[i] = T{};
@@ -784,16 +753,10 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
 
   Barrier barrier;
   auto body = [&](int id, int team) {
-    pack_forward(plan, share(plan.blocks, team, id));
-    const Range packed = share(P_blocks, team, id);
-    for (int64_t block = packed.begin; block < packed.end; ++block) {
-      const int n = lanes_of<T>(block, shape.P);
-      const E* rows[kLanes] = {};
-      for (int j = 0; j < n; ++j) rows[j] = args.weights.w_hr + (block * kLanes + j) * H;
-      transpose_strip(rows, n, H, plan.projection + block * depth_of<E>(H) * kLanes,
-                      Operand<E>::kElements);
+    if (args.packed == nullptr) {
+      plan.packed.pack(shape, args.weights, team, id);
+      barrier.wait(team);
     }
-    barrier.wait(team);
 
     const Split split = wanted.among(team);
     const Share mine = share_of<T>(shape, split, id, team);

@@ -15,7 +15,7 @@ namespace fused_rnn::avx2 {
 //
 #include "cpu/kernel_table.h"
 
-template Kernels<float> kernel_table<float>();
+template const Kernels<float>& kernel_table<float>();
 }  // namespace fused_rnn::avx2
 
 #if defined(__clang__)

@@ -15,7 +15,7 @@ namespace fused_rnn::avx2 {
 //
 #include "cpu/kernel_table.h"
 
-template Kernels<double> kernel_table<double>();
+template const Kernels<double>& kernel_table<double>();
 }  // namespace fused_rnn::avx2
 
 #if defined(__clang__)

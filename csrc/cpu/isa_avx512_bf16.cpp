@@ -20,7 +20,7 @@ namespace fused_rnn::avx512_bf16 {
 //
 #include "cpu/simd/bfloat16.h"
 
-template Kernels<bfloat16> kernel_table<bfloat16>();
+template const Kernels<bfloat16>& kernel_table<bfloat16>();
 }  // namespace fused_rnn::avx512_bf16
 
 #if defined(__clang__)

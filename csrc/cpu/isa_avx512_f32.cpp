@@ -16,7 +16,7 @@ namespace fused_rnn::avx512 {
 //
 #include "cpu/kernel_table.h"
 
-template Kernels<float> kernel_table<float>();
+template const Kernels<float>& kernel_table<float>();
 }  // namespace fused_rnn::avx512
 
 #if defined(__clang__)

@@ -16,7 +16,7 @@ namespace fused_rnn::avx512 {
 //
 #include "cpu/kernel_table.h"
 
-template Kernels<double> kernel_table<double>();
+template const Kernels<double>& kernel_table<double>();
 }  // namespace fused_rnn::avx512
 
 #if defined(__clang__)

@@ -7,5 +7,5 @@ namespace fused_rnn::baseline {
 //
 #include "cpu/kernel_table.h"
 
-template Kernels<float> kernel_table<float>();
+template const Kernels<float>& kernel_table<float>();
 }  // namespace fused_rnn::baseline

@@ -7,5 +7,5 @@ namespace fused_rnn::baseline {
 //
 #include "cpu/kernel_table.h"
 
-template Kernels<double> kernel_table<double>();
+template const Kernels<double>& kernel_table<double>();
 }  // namespace fused_rnn::baseline

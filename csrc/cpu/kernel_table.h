@@ -18,38 +18,48 @@
 //
 #include "cpu/split.h"
 //
+#include "cpu/packed_weights.h"
+//
 #include "cpu/forward.h"
 //
 #include "cpu/backward.h"
 //
 #include "cpu/directions.h"
 
-template <typename E>
-void forward(CellKind kind, const ForwardArgs<E>* args, int directions, const Threads& threads) {
+// run.operator()<Cell>() with the cell of this kind.
+template <typename Run>
+auto with_cell(CellKind kind, const Run& run) {
   switch (kind) {
     case CellKind::lstm:
-      return forward_directions<Lstm>(args, directions, threads);
+      return run.template operator()<Lstm>();
     case CellKind::gru:
-      return forward_directions<Gru>(args, directions, threads);
+      return run.template operator()<Gru>();
     case CellKind::rnn_tanh:
-      return forward_directions<Rnn<CellKind::rnn_tanh>>(args, directions, threads);
+      return run.template operator()<Rnn<CellKind::rnn_tanh>>();
     case CellKind::rnn_relu:
-      return forward_directions<Rnn<CellKind::rnn_relu>>(args, directions, threads);
+      break;
   }
+  return run.template operator()<Rnn<CellKind::rnn_relu>>();
+}
+
+template <typename E>
+void forward(CellKind kind, const ForwardArgs<E>* args, int directions, const Threads& threads) {
+  with_cell(kind, [&]<typename Cell>() { forward_directions<Cell>(args, directions, threads); });
 }
 
 template <typename E>
 void backward(CellKind kind, const BackwardArgs<E>* args, int directions, const Threads& threads) {
-  switch (kind) {
-    case CellKind::lstm:
-      return backward_directions<Lstm>(args, directions, threads);
-    case CellKind::gru:
-      return backward_directions<Gru>(args, directions, threads);
-    case CellKind::rnn_tanh:
-      return backward_directions<Rnn<CellKind::rnn_tanh>>(args, directions, threads);
-    case CellKind::rnn_relu:
-      return backward_directions<Rnn<CellKind::rnn_relu>>(args, directions, threads);
-  }
+  with_cell(kind, [&]<typename Cell>() { backward_directions<Cell>(args, directions, threads); });
+}
+
+template <typename E>
+size_t packed_bytes(CellKind kind, const SequenceShape& shape) {
+  return with_cell(kind, [&]<typename Cell>() { return packed_bytes<Cell, E>(shape); });
+}
+
+template <typename E>
+void pack(CellKind kind, const SequenceShape& shape, const LayerWeights<E>& from, std::byte* to) {
+  with_cell(kind, [&]<typename Cell>() { pack_weights<Cell>(shape, from, to); });
 }
 
 template <typename T>
@@ -110,7 +120,9 @@ T read_all(const T* x, int64_t n) {
 }
 
 template <typename E>
-Kernels<E> kernel_table() {
+const Kernels<E>& kernel_table() {
   using T = sum_t<E>;
-  return {forward<E>, backward<E>, sigmoid_of<T>, tanh_of<T>, operations<E>, read_all<T>};
+  static constexpr Kernels<E> kTable{forward<E>,    backward<E>, packed_bytes<E>, pack<E>,
+                                     sigmoid_of<T>, tanh_of<T>,  operations<E>,   read_all<T>};
+  return kTable;
 }

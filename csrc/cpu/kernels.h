@@ -17,6 +17,7 @@
 //              but float where E is bfloat16.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace fused_rnn {
@@ -96,6 +97,8 @@ struct ForwardArgs {
              // without a cell state
   T* gates;  // [N, saved, H]: written when training, null otherwise or where saved is 0
   T* cells;  // [N, H]: c of every row, when training a cell with a state; null otherwise
+  const std::byte* packed;  // `weights` as Kernels::pack wrote them, which are then not looked at;
+                            // optional
 };
 
 // The gradients of one layer in one direction. Inputs are those of the forward call; gates and
@@ -148,6 +151,12 @@ struct Kernels {
   // have a grad_x, the same, and only the second adds to it.
   void (*forward)(CellKind, const ForwardArgs<E>* directions, int count, const Threads&);
   void (*backward)(CellKind, const BackwardArgs<E>* directions, int count, const Threads&);
+  // The weights of a layer in one direction as the forward pass reads them, for callers that use
+  // them many times: how many bytes that takes, and writing it, to a block aligned to 64 bytes.
+  // Only I, H and P of the shape are looked at. Other kernels, of another instruction set or type,
+  // read them in another order.
+  size_t (*packed_bytes)(CellKind, const SequenceShape&);
+  void (*pack)(CellKind, const SequenceShape&, const LayerWeights<E>&, std::byte* to);
   // sigmoid and tanh of n values, for tests of their bounds.
   void (*sigmoid)(const T* x, T* y, int64_t n);
   void (*tanh)(const T* x, T* y, int64_t n);

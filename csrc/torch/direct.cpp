@@ -16,8 +16,10 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 
+#include "torch/frozen.h"
 #include "torch/ops.h"
 #include "torch/surroundings.h"
 
@@ -77,6 +79,7 @@ struct Names {
   PyObject* training = intern("training");
   PyObject* flat_weights = intern("_flat_weights");
   PyObject* parameters = intern("_parameters");
+  PyObject* frozen = intern("_frozen");
   PyObject* cell_parameters[4] = {intern("weight_ih"), intern("weight_hh"), intern("bias_ih"),
                                   intern("bias_hh")};
 
@@ -164,10 +167,20 @@ std::string_view cell_of_mode(std::string_view mode) {
 struct Call {
   at::Tensor input;
   Tensors states, params;
+  std::shared_ptr<const Frozen> frozen;  // that has the params, or null
   std::string_view cell;
   int64_t num_layers = 1;
   bool bidirectional = false;
   bool single_cell = false;
+
+  // What a module has in the place of parameters once it is frozen (frozen.py).
+  bool take_frozen(const Attributes& module) {
+    PyObject* const object = module.get(Names::all().frozen);
+    if (object == nullptr || !pybind11::isinstance<Frozen>(object)) return false;
+    frozen = pybind11::cast<std::shared_ptr<Frozen>>(pybind11::handle(object));
+    params.assign(frozen->params().begin(), frozen->params().end());
+    return true;
+  }
 
   bool needs_graph() const { return fused_rnn::needs_graph(input, states, params); }
 
@@ -187,6 +200,10 @@ struct Call {
                  : sequence_with_graph(input, states, params, {}, cell, num_layers, bidirectional);
     }
     const at::AutoDispatchBelowADInplaceOrView guard;
+    if (frozen != nullptr) {
+      return single_cell ? frozen_cell(*frozen, input, states, cell)
+                         : frozen_sequence(*frozen, input, states, cell, num_layers, bidirectional);
+    }
     return single_cell ? fused_rnn::cell(input, states, params, cell)
                        : sequence(input, states, params, {}, cell, num_layers, bidirectional);
   }
@@ -213,7 +230,7 @@ PyObject* layer(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const Attributes module(arguments[0]);
   const auto bidirectional = module.flag(names.bidirectional);
   const auto batch_first = module.flag(names.batch_first);
-  Call call{*input, {}, {}, cell_of_mode(text(module.get(names.mode))), 1, false, false};
+  Call call{*input, {}, {}, nullptr, cell_of_mode(text(module.get(names.mode))), 1, false, false};
   call.num_layers = module.number(names.num_layers);
   const int64_t dim = input->dim();
   if (!bidirectional || !batch_first || call.cell.empty() || (dim != 2 && dim != 3) ||
@@ -226,8 +243,9 @@ PyObject* layer(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (dropout == nullptr || !PyFloat_CheckExact(dropout) || PyFloat_AS_DOUBLE(dropout) != 0)
       Py_RETURN_NONE;
   }
-  if (!take_states(arguments[2], call.cell == "lstm", surroundings, call.states) ||
-      !take_weights(module, surroundings, call.params) || call.params.size() < 2)
+  if (!take_states(arguments[2], call.cell == "lstm", surroundings, call.states)) Py_RETURN_NONE;
+  if ((!take_weights(module, surroundings, call.params) || call.params.size() < 2) &&
+      !call.take_frozen(module))
     Py_RETURN_NONE;
 
   const bool transposed = dim == 3 && *batch_first;
@@ -263,12 +281,13 @@ PyObject* single_cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const at::Tensor* const input = plain_tensor(arguments[1], surroundings);
   if (!surroundings.plain() || input == nullptr) Py_RETURN_NONE;
   const Attributes module(arguments[0]);
-  Call call{*input, {}, {}, text(arguments[3]), 1, false, true};
+  Call call{*input, {}, {}, nullptr, text(arguments[3]), 1, false, true};
   if ((input->dim() != 1 && input->dim() != 2) || input->numel() == 0 ||
       at::isReducedFloatingType(input->scalar_type()) ||
       input->size(-1) != module.number(Names::all().input_size) ||
-      !take_states(arguments[2], call.cell == "lstm", surroundings, call.states) ||
-      !take_cell_weights(module, surroundings, call.params))
+      !take_states(arguments[2], call.cell == "lstm", surroundings, call.states))
+    Py_RETURN_NONE;
+  if (!take_cell_weights(module, surroundings, call.params) && !call.take_frozen(module))
     Py_RETURN_NONE;
 
   const bool batched = input->dim() == 2;

@@ -9,6 +9,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -24,6 +25,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/workspace.h"
 #include "torch/direct.h"
+#include "torch/frozen.h"
 
 TORCH_LIBRARY(fused_rnn, m) {
   m.def(
@@ -182,6 +184,11 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("seconds"), "1e9 sigmoids and tanhs a second, one thread, in L1.");
   m.def("read_rate", &fused_rnn::read_rate, pybind11::arg("bytes"), pybind11::arg("seconds"),
         "GB/s at which one thread reads a block of this size again and again.");
+  pybind11::class_<fused_rnn::Frozen, std::shared_ptr<fused_rnn::Frozen>>(
+      m, "Frozen",
+      "The parameters of a layer or cell, as the ops take them, that nobody changes any more: what "
+      "a module has as `_frozen` in the place of parameters. Packed at the first call.")
+      .def(pybind11::init<std::vector<at::Tensor>>(), pybind11::arg("params"));
   if (PyModule_AddFunctions(m.ptr(), fused_rnn::direct_methods) != 0)
     throw pybind11::error_already_set();
 }

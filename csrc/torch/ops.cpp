@@ -7,33 +7,14 @@
 #include <algorithm>
 
 #include "cpu/dispatch.h"
+#include "torch/frozen.h"
+#include "torch/kernel_data.h"
 #include "torch/memory.h"
 #include "torch/problem.h"
 #include "torch/threads.h"
 
 namespace fused_rnn {
 namespace {
-
-// The kernels' bfloat16 in place of torch's.
-template <typename E>
-using torch_type = std::conditional_t<std::is_same_v<E, bfloat16>, at::BFloat16, E>;
-
-template <typename E>
-const E* data(const at::Tensor& tensor) {
-  if (!tensor.defined()) return nullptr;
-  return reinterpret_cast<const E*>(tensor.const_data_ptr<torch_type<E>>());
-}
-
-template <typename E>
-const E* data(const at::Tensor* tensor) {
-  return tensor == nullptr ? nullptr : data<E>(*tensor);
-}
-
-template <typename E>
-E* mutable_data(const at::Tensor& tensor) {
-  if (!tensor.defined()) return nullptr;
-  return reinterpret_cast<E*>(tensor.mutable_data_ptr<torch_type<E>>());
-}
 
 // A part of the reserve that holds sums.
 template <typename E>
@@ -57,22 +38,6 @@ void with_kernels(const Problem& p, const Run& run) {
   run(kernels<double>());
 }
 
-// The weights of a layer and direction, in the order in which the ops take them.
-template <typename E>
-LayerWeights<E> layer_weights(const Problem& p, int64_t group) {
-  using T = sum_t<E>;
-  int64_t i = group * p.params_of_layer();
-  LayerWeights<E> w{};
-  w.w_ih = data<E>(p.param(i++));
-  w.w_hh = data<E>(p.param(i++));
-  if (p.bias) {
-    w.b_ih = data<T>(p.param(i++));
-    w.b_hh = data<T>(p.param(i++));
-  }
-  if (p.P > 0) w.w_hr = data<E>(p.param(i++));
-  return w;
-}
-
 // The part of a state [L*D, B, size] that belongs to a layer and direction; null stays null.
 template <typename T>
 T* slice(T* state, int64_t group, int64_t B, int64_t size) {
@@ -81,9 +46,11 @@ T* slice(T* state, int64_t group, int64_t B, int64_t size) {
 
 template <typename E>
 void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& output,
-                 const at::Tensor* hn, const at::Tensor* cn, const at::Tensor* reserve) {
+                 const at::Tensor* hn, const at::Tensor* cn, const at::Tensor* reserve,
+                 const Frozen* frozen) {
   using T = sum_t<E>;
   const Threads threads = torch_threads();
+  const auto packed = frozen != nullptr ? frozen->packed(p, run) : nullptr;
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
   E* const kept = reserve != nullptr ? mutable_data<E>(*reserve) : nullptr;
@@ -107,6 +74,7 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
       ForwardArgs<E>& args = directions[direction];
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<E>(p, group);
+      if (packed != nullptr) args.packed = packed->at(group);
       args.x = x;
       args.x_stride = p.input_size(layer);
       args.h0 = slice(data<E>(p.state(0)), group, p.B, O);
@@ -131,7 +99,7 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
   }
 }
 
-std::vector<at::Tensor> forward(const Problem& p, bool train) {
+std::vector<at::Tensor> forward(const Problem& p, bool train, const Frozen* frozen = nullptr) {
   std::vector<at::Tensor> results;
   results.reserve(4);
   results.push_back(empty(p.output_sizes(), p.operand));
@@ -142,7 +110,8 @@ std::vector<at::Tensor> forward(const Problem& p, bool train) {
   const at::Tensor* hn = p.single_cell ? nullptr : &results[1];
   const at::Tensor* cn = p.traits.has_state ? &results[p.single_cell ? 1 : 2] : nullptr;
   const at::Tensor* reserve = train ? &results.back() : nullptr;
-  with_kernels(p, [&](const auto& run) { run_forward(p, run, results[0], hn, cn, reserve); });
+  with_kernels(p,
+               [&](const auto& run) { run_forward(p, run, results[0], hn, cn, reserve, frozen); });
   round(results, results.size() - (train ? 1 : 0), p);
   return results;
 }
@@ -311,6 +280,19 @@ std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Te
                                       const at::Tensor& reserve, std::string_view cell,
                                       const Flags& wanted) {
   return backward(Problem::cell(input, states, params, cell), grads, reserve, wanted);
+}
+
+std::vector<at::Tensor> frozen_sequence(const Frozen& frozen, const at::Tensor& input,
+                                        at::TensorList states, std::string_view cell,
+                                        int64_t num_layers, bool bidirectional) {
+  return forward(
+      Problem::sequence(input, states, frozen.params(), {}, cell, num_layers, bidirectional), false,
+      &frozen);
+}
+
+std::vector<at::Tensor> frozen_cell(const Frozen& frozen, const at::Tensor& input,
+                                    at::TensorList states, std::string_view cell) {
+  return forward(Problem::cell(input, states, frozen.params(), cell), false, &frozen);
 }
 
 TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {

@@ -12,12 +12,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/workspace.h"
 
 namespace {
 
@@ -181,6 +183,19 @@ struct Layer {
   void forward(bool train, const Threads& threads) {
     const ForwardArgs<E> args = forward_args(train);
     kernels_for<E>().forward(shape.kind, &args, 1, threads);
+  }
+
+  // Inference with weights packed before; the originals are not there.
+  void forward_packed(const Threads& threads) {
+    const Kernels<E>& run = kernels_for<E>();
+    ForwardArgs<E> args = forward_args(false);
+    const std::unique_ptr<void, decltype(&std::free)> block(
+        allocate(run.packed_bytes(shape.kind, args.shape)), &std::free);
+    std::byte* const packed = static_cast<std::byte*>(block.get());
+    run.pack(shape.kind, args.shape, args.weights, packed);
+    args.packed = packed;
+    args.weights = {};
+    run.forward(shape.kind, &args, 1, threads);
   }
 };
 
@@ -624,6 +639,8 @@ int main(int count, char** arguments) {
         Layer<float> single(shape, ++seed);
         single.forward(false, threads);
         check_forward(single, name + " float, inference");
+        single.forward_packed(threads);
+        check_forward(single, name + " float, packed before");
         single.forward(true, threads);
         check_forward(single, name + " float, training");
         Layer<double> layer(shape, seed);
@@ -640,6 +657,8 @@ int main(int count, char** arguments) {
         Layer<bfloat16> narrow(shape, seed);
         narrow.forward(false, threads);
         check_forward(narrow, name + " bfloat16, inference");
+        narrow.forward_packed(threads);
+        check_forward(narrow, name + " bfloat16, packed before");
         narrow.forward(true, threads);
         check_forward(narrow, name + " bfloat16, training");
         check_narrow_backward(narrow, threads, name + " bfloat16");

@@ -1,0 +1,88 @@
+// The weights of a layer as tiles of the forward pass read them: panels of the gates of a block of
+// units, and the sums of biases that the cell's sums begin with. They are made by a call for
+// itself, or once for many calls (kernels.h, `pack`).
+template <typename Cell, typename E>
+struct PackedWeights {
+  using T = sum_t<E>;
+  static constexpr int kLanes = Vec<T>::kLanes;
+  // Gates side by side in a panel.
+  static constexpr int kAbreast = vectors_abreast(Cell::kGates);
+  static constexpr int kStride = kAbreast * Operand<E>::kElements;
+
+  // Panels have k in whole groups (simd/operand.h). Null: not packed.
+  E* x = nullptr;           // [blocks][G / kAbreast][I][kAbreast][kLanes]
+  E* h = nullptr;           // [blocks][G / kAbreast][O][kAbreast][kLanes]
+  T* bias = nullptr;        // [blocks][kSums][kLanes]
+  E* projection = nullptr;  // [blocks of P][H][kLanes]
+
+  // Elements of a block's panel, and of a part of it.
+  static int64_t panel(int64_t K) { return depth_of<E>(K) * Cell::kGates * kLanes; }
+  static int64_t part(int64_t K) { return depth_of<E>(K) * kAbreast * kLanes; }
+
+  void lay_out(Arena& arena, const SequenceShape& shape, bool pack_x, bool pack_h) {
+    const int64_t blocks = blocks_of<T>(shape.H);
+    x = pack_x ? arena.take<E>(blocks * panel(shape.I)) : nullptr;
+    h = pack_h ? arena.take<E>(blocks * panel(shape.hidden())) : nullptr;
+    bias = arena.take<T>(blocks * Cell::kSums * kLanes);
+    projection = arena.take<E>(blocks_of<T>(shape.P) * depth_of<E>(shape.H) * kLanes);
+  }
+
+  // One part of `team`.
+  void pack(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team, int64_t part_id) {
+    const Range units = share(blocks_of<T>(shape.H), team, part_id);
+    for (int64_t block = units.begin; block < units.end; ++block) {
+      if (x != nullptr)
+        pack_gates(w.w_ih, Cell::kGates, shape.H, shape.I, block, x + block * panel(shape.I));
+      if (h != nullptr) {
+        const int64_t O = shape.hidden();
+        pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, h + block * panel(O));
+      }
+      add_biases(shape.H, w, block);
+    }
+    const Range projected = share(blocks_of<T>(shape.P), team, part_id);
+    for (int64_t block = projected.begin; block < projected.end; ++block) {
+      const int n = lanes_of<T>(block, shape.P);
+      const E* rows[kLanes] = {};
+      for (int j = 0; j < n; ++j) rows[j] = w.w_hr + (block * kLanes + j) * shape.H;
+      transpose_strip(rows, n, shape.H, projection + block * depth_of<E>(shape.H) * kLanes,
+                      Operand<E>::kElements);
+    }
+  }
+
+ private:
+  void add_biases(int64_t H, const LayerWeights<E>& w, int64_t block) {
+    T* const to = bias + block * Cell::kSums * kLanes;
+    for (int i = 0; i < Cell::kSums * kLanes; ++i) to[i] = T(0);
+    if (w.b_ih == nullptr) return;
+    const int n = lanes_of<T>(block, H);
+    for (int g = 0; g < Cell::kGates; ++g) {
+      const int64_t row = g * H + block * kLanes;
+      for (int j = 0; j < n; ++j) {
+        to[Cell::XMap::at(g) * kLanes + j] += w.b_ih[row + j];
+        to[Cell::HMap::at(g) * kLanes + j] += w.b_hh[row + j];
+      }
+    }
+  }
+};
+
+// The same over a block of memory that begins at `block`; null only counts its bytes.
+template <typename Cell, typename E>
+size_t lay_out_packed(const SequenceShape& shape, std::byte* block,
+                      PackedWeights<Cell, E>& weights) {
+  Arena arena(block);
+  weights.lay_out(arena, shape, true, true);
+  return arena.used();
+}
+
+template <typename Cell, typename E>
+size_t packed_bytes(const SequenceShape& shape) {
+  PackedWeights<Cell, E> weights;
+  return lay_out_packed(shape, nullptr, weights);
+}
+
+template <typename Cell, typename E>
+void pack_weights(const SequenceShape& shape, const LayerWeights<E>& from, std::byte* to) {
+  PackedWeights<Cell, E> weights;
+  lay_out_packed(shape, to, weights);
+  weights.pack(shape, from, 1, 0);
+}

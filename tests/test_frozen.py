@@ -1,0 +1,429 @@
+"""freeze and thaw: the same results from weights that are packed once, and what a module without
+parameters still does."""
+
+import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import fused_rnn
+import tracing
+from cases import (
+    DTYPES,
+    KINDS,
+    LAYER_CASES,
+    TOLERANCE,
+    Case,
+    assert_close,
+    flatten,
+    module_call,
+    one_thread,
+    run_with_grads,
+)
+from fused_rnn import _C
+from fused_rnn.frozen import Frozen
+from test_cells import SHAPES, draw, hx_of
+from test_cells import make as make_cell
+from tracing import torch_deprecates_itself
+
+NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
+
+
+def frozen_and_plain(case: Case, dtype: torch.dtype) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    plain = case.module(nn, dtype)
+    return fused_rnn.freeze(copy.deepcopy(plain)), plain
+
+
+def is_packed(module: Any, *arguments: Any) -> bool:
+    """Whether a call is computed from the packed weights: then it does not see that the others have
+    changed behind the module's back."""
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        before = flatten(module(*arguments))
+        for weight in module._thawed.parameters():
+            weight.zero_()
+        after = flatten(module(*arguments))
+    return all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
+def test_layer(case: Case, dtype: torch.dtype) -> None:
+    frozen, plain = frozen_and_plain(case, dtype)
+    x, states = case.tensors(dtype)
+    with torch.no_grad():
+        actual = flatten(frozen(case.pack(x), case.hx_of(states)))
+        again = flatten(frozen(case.pack(x), case.hx_of(states)))
+        with one_thread():
+            expected = flatten(plain(case.pack(x), case.hx_of(states)))
+    for one, other, third in zip(actual, expected, again, strict=True):
+        assert_close("result", one, other, TOLERANCE[dtype])
+        assert torch.equal(one, third)
+    assert is_packed(frozen, case.pack(x), case.hx_of(states)) == (case.lengths is None)
+
+
+@pytest.mark.parametrize("case", LAYER_CASES[::3], ids=str)
+def test_gradients_of_inputs(case: Case) -> None:
+    frozen, plain = frozen_and_plain(case, torch.float64)
+    x, states = case.tensors(torch.float64)
+    actual = run_with_grads(module_call(case, frozen), x, states, [])
+    with one_thread():
+        expected = run_with_grads(module_call(case, plain), x, states, [])
+    for one, other in zip(actual, expected, strict=True):
+        assert_close("result", one, other, 1e-10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cell(kind: str, shape: tuple[int, int, int], bias: bool, dtype: torch.dtype) -> None:
+    B, I, H = shape  # noqa: E741
+    plain = make_cell(kind, nn, I, H, bias=bias, dtype=dtype)
+    frozen = fused_rnn.freeze(copy.deepcopy(plain))
+    x, states = draw(kind, B, I, H, dtype)
+    for hx in (hx_of(kind, states), None):
+        with torch.no_grad():
+            actual, expected = flatten(frozen(x, hx)), flatten(plain(x, hx))
+        for one, other in zip(actual, expected, strict=True):
+            assert_close("result", one, other, TOLERANCE[dtype])
+        assert is_packed(frozen, x, hx)
+    actual, expected = (
+        run_with_grads(lambda x, s, cell=cell: cell(x, hx_of(kind, s)), x, states, [])
+        for cell in (frozen, plain)
+    )
+    for one, other in zip(actual, expected, strict=True):
+        assert_close("with gradients", one, other, TOLERANCE[dtype])
+
+
+# Regimes that the kernels have for weights they may read in place, which packed ones are not.
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 64, 300), (1, 20, 300, 300), (3, 1, 40, 100), (12, 1, 300, 300), (4, 2, 2100, 257)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_large_weights(kind: str, shape: tuple[int, int, int, int]) -> None:
+    case = Case(kind, *shape)
+    frozen, plain = frozen_and_plain(case, torch.float32)
+    x, states = case.tensors(torch.float32)
+    with torch.no_grad():
+        actual = flatten(frozen(x, case.hx_of(states)))
+        expected = flatten(plain(x, case.hx_of(states)))
+    for one, other in zip(actual, expected, strict=True):
+        assert_close("result", one, other, 2e-5)
+
+
+def test_every_instruction_set_has_its_own_packing() -> None:
+    case = Case("LSTM", 5, 3, 7, 33, L=2, bidirectional=True)
+    frozen, plain = frozen_and_plain(case, torch.float64)
+    x, states = case.tensors(torch.float64)
+    expected = flatten(plain(x, states))
+    try:
+        for isa in [*_C.config()["isa_available"]] * 2:
+            _C.set_isa(isa)
+            with torch.no_grad():
+                actual = flatten(frozen(x, states))
+            for one, other in zip(actual, expected, strict=True):
+                assert_close(isa, one, other.detach(), 1e-10)
+    finally:
+        _C.set_isa(None)
+
+
+def test_first_calls_of_many_threads() -> None:
+    layer = nn.LSTM(64, 65, num_layers=2)
+    x = torch.randn(3, 2, 64)
+    with torch.no_grad():
+        expected = layer(x)[0]
+        for _ in range(10):
+            frozen = fused_rnn.freeze(copy.deepcopy(layer))
+
+            def call(_: int, frozen: Any = frozen) -> Tensor:
+                with torch.no_grad():
+                    return frozen(x)[0]
+
+            with ThreadPoolExecutor(4) as pool:
+                for output in pool.map(call, range(8)):
+                    assert_close("output", output, expected, 2e-5)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.encoder = nn.LSTM(4, 6, num_layers=2, bidirectional=True, dropout=0.5)
+        self.again = self.encoder
+        self.cell = fused_rnn.GRUCell(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(self.encoder(self.embed(x))[0][-1])
+
+
+def test_a_model_there_and_back() -> None:
+    model = Model().eval()
+    x = torch.randn(7, 2, 3)
+    expected = model(x).detach()
+    identities = [id(m) for m in model.modules()]
+    names = [name for name, _ in model.named_parameters()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.encoder.weight_hh_l0.requires_grad_(False)
+
+    assert fused_rnn.freeze(model) is model
+    assert fused_rnn.freeze(model) is model
+    assert [id(m) for m in model.modules()] == identities
+    assert isinstance(model.encoder, Frozen)
+    assert isinstance(model.encoder, fused_rnn.LSTM)
+    assert isinstance(model.encoder, nn.LSTM)
+    assert repr(model.encoder).startswith("FrozenLSTM(4, 6, num_layers=2")
+    assert model.again is model.encoder
+    assert [name for name, _ in model.named_parameters()] == ["embed.weight", "embed.bias"]
+    assert_close("frozen", model(x).detach(), expected, 2e-5)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    assert fused_rnn.thaw(model) is model
+    assert fused_rnn.thaw(model) is model
+    assert type(model.encoder) is fused_rnn.LSTM
+    assert type(model.cell) is fused_rnn.GRUCell
+    assert [name for name, _ in model.named_parameters()] == names
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
+        "encoder.weight_hh_l0"
+    ]
+    assert_close("thawed", model(x).detach(), expected, 2e-5)
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.step()
+    assert not torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_root_itself_and_restore(name: str) -> None:
+    module = getattr(nn, name)(3, 4)
+    x = torch.randn(2, 3)
+    expected = flatten(module(x))[0]
+    assert fused_rnn.freeze(module) is module
+    assert type(module).__name__ == f"Frozen{name}"
+    assert fused_rnn.accelerate(module) is module
+    assert type(module).__name__ == f"Frozen{name}"
+    assert not list(module.parameters())
+    assert not flatten(module(x))[0].requires_grad
+    assert type(fused_rnn.restore(module)) is getattr(nn, name)
+    assert torch.equal(flatten(module(x))[0], expected)
+
+
+def test_weights_are_a_snapshot() -> None:
+    layer = fused_rnn.LSTM(3, 4)
+    parameters = list(layer.parameters())
+    x = torch.randn(2, 1, 3)
+    fused_rnn.freeze(layer)
+    expected = layer(x)[0]
+    for parameter in parameters:
+        parameter.data.zero_()
+    for value in layer.state_dict().values():
+        value.zero_()
+    layer.weight_hh_l0.zero_()
+    assert torch.equal(layer(x)[0], expected)
+    assert layer.weight_hh_l0.any()
+
+
+@pytest.mark.parametrize("name", ["GRU", "GRUCell"])
+def test_what_changes_weights_is_seen(name: str) -> None:
+    suffix = "" if name.endswith("Cell") else "_l0"
+    frozen, other = (getattr(fused_rnn, name)(3, 4) for _ in range(2))
+    x = torch.randn(2, 3)
+    flatten(fused_rnn.freeze(frozen)(x))
+    frozen.load_state_dict(other.state_dict())
+    assert_close("loaded", flatten(frozen(x))[0], flatten(other(x))[0].detach(), 2e-5)
+    frozen.load_state_dict(
+        {key: 2 * value for key, value in other.state_dict().items()}, assign=True
+    )
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    assert_close("assigned", flatten(frozen(x))[0], flatten(other(x))[0].detach(), 2e-5)
+
+    frozen.to(torch.float64), other.double()
+    assert frozen.state_dict()[f"weight_hh{suffix}"].dtype == torch.float64
+    assert_close(
+        "double", flatten(frozen(x.double()))[0], flatten(other(x.double()))[0].detach(), 1e-10
+    )
+    assert is_packed(frozen, x.double())
+    frozen.share_memory()
+    assert_close(
+        "shared", flatten(frozen(x.double()))[0], flatten(other(x.double()))[0].detach(), 1e-10
+    )
+
+    with pytest.raises(AttributeError, match=r"of a frozen GRU(Cell)? cannot be set"):
+        setattr(frozen, f"weight_hh{suffix}", nn.Parameter(torch.zeros(12, 4)))
+    with pytest.raises(RuntimeError, match="no parameters to reset"):
+        frozen.reset_parameters()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        frozen.load_state_dict(getattr(nn, name)(3, 5).state_dict())
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"more"'):
+        frozen.load_state_dict(frozen.state_dict() | {"more": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=r"Missing key.*bias_ih"):
+        frozen.load_state_dict({k: v for k, v in frozen.state_dict().items() if "bias_ih" not in k})
+    with pytest.raises(AttributeError, match="nothing"):
+        frozen.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_and_pickles(name: str, how: str) -> None:
+    module = fused_rnn.freeze(getattr(nn, name)(3, 4))
+    module.note = "mine"
+    x = torch.randn(2, 3)
+    expected = flatten(module(x))
+    if how == "deepcopy":
+        copied = copy.deepcopy(module)
+    elif how == "pickle":
+        copied = pickle.loads(pickle.dumps(module))
+    else:
+        buffer = io.BytesIO()
+        torch.save(module, buffer)
+        buffer.seek(0)
+        copied = torch.load(buffer, weights_only=False)
+    assert copied.note == "mine"
+    assert is_packed(copied, x)
+    assert all(map(torch.equal, flatten(copied(x)), expected))
+    copied.load_state_dict(getattr(nn, name)(3, 4).state_dict())
+    assert not torch.equal(flatten(copied(x))[0], expected[0])
+    assert all(map(torch.equal, flatten(module(x)), expected))
+
+
+def test_left_alone() -> None:
+    class Mine(fused_rnn.LSTM):
+        pass
+
+    model = nn.ModuleList(
+        [
+            Mine(3, 4),
+            parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"),
+            prune.l1_unstructured(nn.RNN(3, 4), "weight_hh_l0", amount=0.5),
+        ]
+    )
+    x = torch.randn(2, 1, 3)
+    expected = [module(x)[0] for module in model]
+    fused_rnn.freeze(model)
+    assert not any(isinstance(module, Frozen) for module in model)
+    assert isinstance(model[1], fused_rnn.GRU)
+    for module, output in zip(model, expected, strict=True):
+        assert_close("output", module(x)[0], output, 2e-5)
+
+
+def test_dropout_follows_the_mode() -> None:
+    layer = nn.LSTM(4, 5, num_layers=2, dropout=0.5)
+    frozen = fused_rnn.freeze(copy.deepcopy(layer))
+    x = torch.randn(3, 2, 4)
+    for mode in (True, False, True):
+        layer.train(mode), frozen.train(mode)
+        torch.manual_seed(1)
+        expected = layer(x)[0]
+        torch.manual_seed(1)
+        assert_close("output", frozen(x)[0], expected.detach(), 2e-5)
+
+
+def test_frozen_in_inference_mode_and_used_outside() -> None:
+    layer = nn.GRU(3, 4)
+    x = torch.randn(2, 1, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(layer(x)[0].sum(), x)
+    with torch.inference_mode():
+        fused_rnn.freeze(layer)
+        layer(x)
+    (actual,) = torch.autograd.grad(layer(x)[0].sum(), x)
+    assert_close("gradient", actual, expected, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_hooks_stay(name: str) -> None:
+    module = getattr(nn, name)(3, 4)
+    calls: list[str] = []
+    module.register_forward_pre_hook(lambda *_: calls.append("before"))
+    module.register_forward_hook(lambda *_: calls.append("after"))
+    fused_rnn.freeze(module)
+    for x in (torch.randn(2, 3), torch.randn(2, 3, dtype=torch.float16)):
+        calls.clear()
+        module.to(x.dtype)(x)
+        assert calls == ["before", "after"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_errors_are_those_of_before(name: str) -> None:
+    plain = getattr(nn, name)(3, 4)
+    frozen = fused_rnn.freeze(copy.deepcopy(plain))
+    for arguments in (
+        (torch.randn(2, 5),),
+        (torch.randn(2, 2, 2, 2),),
+        (torch.randn(2, 3, dtype=torch.float64),),
+        (torch.randn(2, 3), torch.randn(9, 9)),
+        ("text",),
+    ):
+        with pytest.raises(Exception, match=r".") as theirs:
+            plain(*arguments)
+        with pytest.raises(type(theirs.value)) as ours:
+            frozen(*arguments)
+        assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_narrow_types(dtype: torch.dtype) -> None:
+    layer = fused_rnn.LSTM(5, 17).to(dtype)
+    frozen = fused_rnn.freeze(copy.deepcopy(layer))
+    x = torch.randn(3, 2, 5).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(frozen(x)[0], layer(x)[0])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            wide, others = frozen.float()(x.float()), layer.float()(x.float())
+            assert wide[0].dtype == others[0].dtype
+            assert torch.equal(wide[0], others[0])
+
+
+@torch_deprecates_itself
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_transforms_and_tracers(name: str) -> None:
+    layer = getattr(fused_rnn, name)(3, 4)
+    frozen = fused_rnn.freeze(copy.deepcopy(layer))
+    x = torch.randn(5, 3)
+    expected = flatten(layer(x))[0].detach()
+
+    def loss(module: Any, x: Tensor) -> Tensor:
+        return flatten(module(x))[0].square().sum()
+
+    actual = torch.func.grad(lambda x: loss(frozen, x))(x)
+    assert_close("torch.func.grad", actual, torch.func.grad(lambda x: loss(layer, x))(x), 2e-5)
+    many = torch.func.vmap(lambda x: flatten(frozen(x))[0])(x.expand(2, 5, 3))
+    assert_close("vmap", many[1].detach(), expected, 2e-5)
+    compiled = torch.compile(frozen, backend="aot_eager", fullgraph=True)
+    assert_close("torch.compile", flatten(compiled(x))[0], expected, 2e-5)
+    graph = torch.fx.symbolic_trace(nn.Sequential(frozen))
+    assert_close("symbolic_trace", flatten(graph(x))[0], expected, 2e-5)
+    traced = torch.jit.trace(frozen, x)
+    assert_close("jit.trace", flatten(traced(x))[0], expected, 2e-5)
+    program = torch.export.export(frozen, (x,))
+    assert_close("export", flatten(program.module()(x))[0].detach(), expected, 2e-5)
+    assert fused_rnn.explain(frozen, x) == fused_rnn.explain(layer, x)
+
+
+@torch_deprecates_itself
+def test_jit_script() -> None:
+    model = tracing.Model("LSTM")
+    expected = model(tracing.X).detach()
+    scripted = torch.jit.script(fused_rnn.freeze(model))
+    assert_close("jit.script", scripted(tracing.X).detach(), expected, 2e-5)
+
+
+def test_functional_call_cannot_replace_weights() -> None:
+    layer = nn.GRU(3, 4)
+    weights = {name: torch.zeros_like(p) for name, p in layer.named_parameters()}
+    fused_rnn.freeze(layer)
+    with pytest.raises((AttributeError, KeyError, TypeError)):
+        torch.func.functional_call(layer, weights, torch.randn(2, 3))
