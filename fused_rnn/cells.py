@@ -107,6 +107,10 @@ class _Cell(torch.nn.RNNCellBase, Fused):
             del params[2:]
         return params  # type: ignore[return-value]
 
+    def _traced_weights(self) -> list[Tensor]:
+        """The parameters in the operators' order."""
+        return [tensor for name in _NAMES if (tensor := getattr(self, name)) is not None]
+
     def _step(
         self,
         step: Callable[..., list[Tensor]],
@@ -129,7 +133,7 @@ class _Cell(torch.nn.RNNCellBase, Fused):
         """forward under torch.compile and torch.export."""
         if isinstance(input, Tensor) and (hx is None or isinstance(hx, (Tensor, tuple, list))):
             kind = self._cell()
-            params = [tensor for name in _NAMES if (tensor := getattr(self, name)) is not None]
+            params = self._traced_weights()
             states = as_states(hx, kind)
             reason = traced_obstacle(input, _RANKS)
             # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from .cells import GRUCell, LSTMCell, RNNCell
-from .frozen import FROZEN, Frozen, freeze_module, thaw_module
+from .frozen import Frozen, freeze_module, thaw_module
 from .layers import GRU, LSTM, RNN
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
@@ -66,12 +66,19 @@ def freeze(model: _Model) -> _Model:
     inference: its weights are packed for the kernels once, not at every call.
 
     torch.nn's are first made this package's, as `accelerate` does. Modules are changed in place; a
-    frozen one takes the same calls with the same results, gradients of its inputs included. It has
-    a copy of the weights and no parameters: `parameters()` leaves them out, an optimizer that has
-    them no longer trains the module, reading one gives a copy, setting one is an AttributeError.
-    `state_dict`, `load_state_dict`, `to`, copies and pickles work as before. What is computed from
-    the packed weights are eager calls of dense float32 and float64 input on the CPU; all others go
-    the way they go unfrozen.
+    frozen one takes the same calls with the same results, gradients of its inputs included. Its
+    weights get no gradients, and are no parameters: `parameters()`, functional calls and what goes
+    through parameters, such as `requires_grad_` and initializers, pass them by, and they cannot be
+    set. They can be read, and `state_dict`, `load_state_dict`, `to`, copies and pickles have them
+    as before.
+
+    Changes of the weights by torch's operators (`copy_`, optimizers that still hold the parameters,
+    averaging of state_dicts) are noticed, and the weights packed again. What is not noticed, and
+    must not happen: writing to their memory behind torch's back, that is in place through `.data`
+    or NumPy, or from another process.
+
+    What is computed from the packed weights are eager calls with dense float32 or float64 input on
+    the CPU; all others go the way they go unfrozen.
 
     Left alone: what `accelerate` leaves alone, and modules that compute their weights at every
     call (parametrized, pruned, with weight_norm).
@@ -86,14 +93,13 @@ def freeze(model: _Model) -> _Model:
     """
     accelerate(model)
     for module in model.modules():
-        if type(module) in FROZEN:
-            freeze_module(module)
+        freeze_module(module)
     return model
 
 
 def thaw(model: _Model) -> _Model:
-    """The inverse of `freeze`: every frozen module has its parameters again, new ones with the
-    weights it had and requires_grad as it was. Modules that were torch.nn's stay this package's.
+    """The inverse of `freeze`: every frozen module has its parameters again, the same objects as
+    before. Modules that were torch.nn's stay this package's.
 
     Returns:
         The same model.

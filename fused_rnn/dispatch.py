@@ -535,9 +535,6 @@ def explain(module: torch.nn.Module, input: Any, hx: Any = None) -> Explanation:
     Raises:
         TypeError: for any other module.
     """
-    thawed = vars(module).get("_thawed")  # Of a frozen module, whose calls go the same ways.
-    if thawed is not None:
-        return explain(thawed, input, hx)
     is_layer = isinstance(module, torch.nn.RNNBase)
     if not is_layer and not isinstance(module, torch.nn.RNNCellBase):
         raise TypeError(f"explain takes a recurrent layer or cell, got {type(module).__name__}")

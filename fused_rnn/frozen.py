@@ -1,11 +1,14 @@
 """Layers and cells for inference, whose weights are packed once and not at every call.
 
-A frozen module has no parameters. Its weights are a copy that nobody outside can change unseen: so
-the packed form of them cannot go stale. What changes them through the module (`load_state_dict`,
-`to`) packs them again.
+A frozen module has its parameters aside, where `parameters()`, optimizers and functional calls do
+not find them. At each call the compiled extension asks torch whether they have changed: operators
+that change a tensor in place count its version up, and a new `data` lies elsewhere in memory. What
+no one counts is writing to the memory of the old `data`, which is how many optimizers and training
+loops change the parameters they find; that is why they should find none.
 """
 
-import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,128 +17,151 @@ from torch.compiler import is_compiling
 
 from ._ops import direct_cell, direct_layer, extension
 from .cells import GRUCell, LSTMCell, RNNCell
-from .dispatch import PLAIN, symbolic_call
+from .dispatch import PLAIN, WIDE
 from .layers import GRU, LSTM, RNN
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# Attributes of a frozen module. Its parameters by name, None for biases that a cell lacks:
+_WEIGHTS = "_fused_rnn_weights"
+# the names of all its parameters when it was frozen, in order;
+_ORDER = "_fused_rnn_order"
+# made of the weights: the same tensors without gradients (tracers would record a detach()),
+_CONSTANTS = "_fused_rnn_constants"
+# and the packed ones, where direct.cpp looks for them; absent where they cannot be packed.
+_PACKED = "_fused_rnn_packed"
+
+_is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
 
 
 class Frozen(torch.nn.Module):
     """What comes before a class of this package among the bases of its frozen form.
 
-    `_thawed` is a module of that class with the weights, and takes all calls but the plain ones;
-    no child of the frozen module, so that its parameters are not the model's. `_frozen` is what
-    the compiled extension makes of the same weights. Both are in the module's __dict__ alone.
+    Plain calls are computed from the packed weights; all others as by that class, from weights
+    that need no gradient.
     """
 
-    def _unpacked(self: Any, input: Any, hx: Any) -> Any:
-        """The results of a call that is not a plain one."""
-        if isinstance(input, torch.fx.Proxy):
-            return symbolic_call(self, self._thawed.forward, input, hx)
-        if self._thawed.training != self.training:
-            self._thawed.training = self.training
-        return self._thawed.forward(input, hx)
+    def _constants(self) -> dict[str, Tensor | None]:
+        """The weights by name."""
+        state = self.__dict__
+        if not is_compiling():
+            pairs = zip(state[_CONSTANTS].values(), state[_WEIGHTS].values(), strict=True)
+            if not all(one is None or _is_alias(one, other) for one, other in pairs):
+                self._pack()  # A parameter's `data` is another.
+        constants: dict[str, Tensor | None] = state[_CONSTANTS]
+        return constants
 
-    def _pack(self: Any) -> None:
-        """To be called whenever the weights are others."""
-        weights = [weight.detach() for weight in _weights(self._thawed).values()]
-        self.__dict__["_frozen"] = extension.Frozen(weights)
+    def _weights(self) -> list[Tensor]:
+        """In the operators' order."""
+        return [weight for weight in self._constants().values() if weight is not None]
 
-    # The weights are still to be seen, copied and replaced as a whole.
+    _traced_weights = _weights
 
-    def __getattr__(self: Any, name: str) -> Any:
-        thawed = self.__dict__.get("_thawed")
-        if thawed is not None and name in thawed._parameters:
-            weight = thawed._parameters[name]
-            return None if weight is None else weight.detach().clone()
+    def _pack(self) -> None:
+        """To be called when the parameters are other tensors."""
+        state = self.__dict__
+        parameters = state[_WEIGHTS]
+        # The mode that is on now is not to be that of later calls.
+        with torch.inference_mode(False):
+            state[_CONSTANTS] = {
+                name: None if weight is None else weight.detach()
+                for name, weight in parameters.items()
+            }
+        state.pop(_PACKED, None)
+        weights = [weight for weight in parameters.values() if weight is not None]
+        if PLAIN.issuperset(map(type, weights)):
+            state[_PACKED] = extension.Frozen(weights)
+
+    @contextmanager
+    def _with_parameters(self) -> Iterator[None]:
+        """With the weights among the registered parameters, where they were; what they are in the
+        end counts."""
+        state = self.__dict__
+        names = list(state[_WEIGHTS])
+        _register(self._parameters, state[_WEIGHTS], state[_ORDER])
+        try:
+            yield
+        finally:
+            state[_WEIGHTS] = {name: self._parameters.pop(name) for name in names}
+            self._pack()
+
+    def __getattr__(self, name: str) -> Any:
+        state = self.__dict__
+        if name in state.get(_WEIGHTS, ()) and name not in state["_parameters"]:
+            return self._constants()[name]
         return super().__getattr__(name)
 
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        if name in self._thawed._parameters:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get(_WEIGHTS, ()) and name not in self._parameters:
             raise AttributeError(
-                f"{name} of a frozen {type(self._thawed).__name__} cannot be set; "
-                "fused_rnn.thaw(module) makes it a parameter again"
+                f"{name} of a {type(self).__name__} cannot be set; fused_rnn.thaw(module) makes it "
+                "a parameter again"
             )
         super().__setattr__(name, value)
 
-    def reset_parameters(self: Any) -> None:
+    def reset_parameters(self) -> None:
         raise RuntimeError(
-            f"a frozen {type(self._thawed).__name__} has no parameters to reset; "
-            "fused_rnn.thaw(module) gives them back"
+            f"a {type(self).__name__} has no parameters to reset; fused_rnn.thaw(module) gives "
+            "them back"
         )
 
-    def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-        torch.nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
-        self._thawed._apply(fn, recurse)
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        with self._with_parameters():
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        with self._with_parameters():
+            super()._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        with self._with_parameters():
+            super()._load_from_state_dict(*arguments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in (_CONSTANTS, _PACKED)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._pack()
-        return self
-
-    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, weight in _weights(self._thawed).items():
-            destination[prefix + name] = weight.detach().clone()
-
-    def _load_from_state_dict(
-        self: Any,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        unexpected = []
-        for load in (super()._load_from_state_dict, self._thawed._load_from_state_dict):
-            keys: list[str] = []
-            load(state_dict, prefix, local_metadata, strict, missing_keys, keys, error_msgs)
-            unexpected.append(keys)
-        unexpected_keys.extend(key for key in unexpected[0] if key in unexpected[1])
-        self._pack()
-
-    def __getstate__(self: Any) -> dict[str, Any]:
-        state: dict[str, Any] = self.__dict__.copy()
-        del state["_frozen"]  # It is made of the rest.
-        return state
-
-    def __setstate__(self: Any, state: dict[str, Any]) -> None:
-        self.__dict__["_thawed"] = state["_thawed"]
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._pack()
 
-    def __prepare_scriptable__(self: Any) -> Any:
-        return self._thawed.train(self.training).__prepare_scriptable__()
+    def __prepare_scriptable__(self) -> Any:
+        twin = object.__new__(_THAWED[type(self)])
+        twin.__dict__.update(self.__dict__, _parameters=dict(self._parameters))
+        _give_back(twin)
+        return twin.__prepare_scriptable__()
 
 
 class _FrozenLayer(Frozen):
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As before freezing: arguments, results and errors."""
-        if not is_compiling():
-            results = direct_layer(self, input, hx)
-            if results is not None:
-                return results
-        return self._unpacked(input, hx)
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        """torch's list of the weights follows from them."""
+        return self._weights()
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor]) -> None:
+        pass
+
+    def _registered(self) -> list[Tensor]:
+        return self._weights()
+
+    def _weights_have_changed(self) -> bool:
+        return False
 
 
 class _FrozenCell(Frozen):
-    def forward(self: Any, input: Any, hx: Any = None) -> Any:
-        """As before freezing: arguments, results and errors."""
-        if not is_compiling():
-            results = direct_cell(self, input, hx, self._cell())
-            if results is not None:
-                return results
-        return self._unpacked(input, hx)
+    def _params(self) -> list[Tensor]:
+        return self._weights()
 
 
-class FrozenLSTM(_FrozenLayer, LSTM):
+class FrozenLSTM(_FrozenLayer, LSTM):  # type: ignore[misc]  # of _flat_weights
     """What `freeze` makes of an LSTM."""
 
 
-class FrozenGRU(_FrozenLayer, GRU):
+class FrozenGRU(_FrozenLayer, GRU):  # type: ignore[misc]  # of _flat_weights
     """What `freeze` makes of a GRU."""
 
 
-class FrozenRNN(_FrozenLayer, RNN):
+class FrozenRNN(_FrozenLayer, RNN):  # type: ignore[misc]  # of _flat_weights
     """What `freeze` makes of an RNN."""
 
 
@@ -151,7 +177,7 @@ class FrozenRNNCell(_FrozenCell, RNNCell):
     """What `freeze` makes of an RNNCell."""
 
 
-FROZEN: dict[type, type] = {
+_FROZEN: dict[type, Any] = {
     LSTM: FrozenLSTM,
     GRU: FrozenGRU,
     RNN: FrozenRNN,
@@ -159,68 +185,67 @@ FROZEN: dict[type, type] = {
     GRUCell: FrozenGRUCell,
     RNNCell: FrozenRNNCell,
 }
-"""A class of this package: its frozen form."""
+_THAWED: dict[type, Any] = {frozen: thawed for thawed, frozen in _FROZEN.items()}
 
 
 def freeze_module(module: Any) -> None:
-    """Gives a module of this package its frozen form, in place; nothing where its weights are not
-    its registered parameters, but computed at every call."""
-    names = _weight_names(module)
+    """Gives a module its frozen form, in place, if its class is one of this package's and its
+    weights are its registered parameters, not computed at every call."""
+    if type(module) not in _FROZEN:
+        return
     parameters = module._parameters
+    names = (
+        module._flat_weights_names
+        if isinstance(module, torch.nn.RNNBase)
+        else ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     if not all(name in parameters for name in names):
         return
-    if not PLAIN.issuperset(type(weight) for weight in _weights(module).values()):
-        return
     state = module.__dict__
-    thawed: Any = object.__new__(type(module))
-    torch.nn.Module.__init__(thawed)
-    thawed.training = module.training
-    for name, value in state.items():  # Sizes and options.
-        thawed.__dict__.setdefault(name, value)
-    state["_trainable"] = {name: w.requires_grad for name, w in _weights(module).items()}
-    # The mode that is on now is not to be that of the copies.
-    with torch.inference_mode(False), torch.no_grad():
-        for name in names:
-            weight = parameters.pop(name)
-            if weight is not None:
-                weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
-            thawed._parameters[name] = weight
-    _set_flat_weights(thawed, list(_weights(thawed).values()))
-    _set_flat_weights(module, [])
-    module.__class__ = FROZEN[type(module)]
-    state["_thawed"] = thawed
-    module._pack()
+    state[_ORDER] = list(parameters)
+    state[_WEIGHTS] = {name: parameters.pop(name) for name in names}
+    state.pop("_flat_weights", None)
+    module.__class__ = _FROZEN[type(module)]
+    try:
+        module._pack()
+        _pack_now(module)
+    except BaseException:
+        thaw_module(module)
+        raise
 
 
 def thaw_module(module: Any) -> None:
-    """The inverse, with new parameters."""
+    """The inverse, with the same parameters."""
+    module.__class__ = _THAWED[type(module)]
+    _give_back(module)
+
+
+def _pack_now(module: Any) -> None:
+    """A first call, so that processes forked later share the packed weights."""
+    weights = module._weights()
+    if not weights or not weights[0].is_cpu or weights[0].dtype not in WIDE:
+        return
+    x = weights[0].new_zeros(1, module.input_size)
+    with torch.no_grad():
+        if isinstance(module, torch.nn.RNNBase):
+            direct_layer(module, x, None)
+        else:
+            direct_cell(module, x, None, module._cell())
+
+
+def _give_back(module: Any) -> None:
+    """Makes the weights parameters again, of a module that has its former class."""
     state = module.__dict__
-    module.__class__ = type(state["_thawed"])
-    del state["_frozen"]
-    thawed, trainable = state.pop("_thawed"), state.pop("_trainable")
-    for name in _weight_names(module):
-        weight = thawed._parameters[name]
-        if weight is not None:
-            weight.requires_grad_(trainable[name])
-        module._parameters[name] = weight
-    _set_flat_weights(module, list(_weights(module).values()))
-
-
-def _weight_names(module: Any) -> list[str]:
-    """In the operators' order; those of biases that a cell does without as well."""
+    state.pop(_CONSTANTS, None)
+    state.pop(_PACKED, None)
+    _register(state["_parameters"], state.pop(_WEIGHTS), state.pop(_ORDER))
     if isinstance(module, torch.nn.RNNBase):
-        return list(module._flat_weights_names)
-    return list(_CELL_WEIGHTS)
+        module._init_flat_weights()
 
 
-def _weights(module: Any) -> dict[str, Tensor]:
-    """In the operators' order."""
-    weights = {name: module._parameters[name] for name in _weight_names(module)}
-    return {name: weight for name, weight in weights.items() if weight is not None}
-
-
-def _set_flat_weights(module: Any, weights: list[Tensor]) -> None:
-    """torch's own list of a layer's weights; cells have none."""
-    if isinstance(module, torch.nn.RNNBase):
-        module.__dict__["_flat_weights"] = weights
-        module.__dict__["_flat_weight_refs"] = [weakref.ref(weight) for weight in weights]
+def _register(parameters: dict[str, Any], weights: dict[str, Any], order: list[str]) -> None:
+    """Puts the weights among a module's parameters, those of these names first."""
+    every = parameters | weights
+    parameters.clear()
+    parameters.update((name, every[name]) for name in order if name in every)
+    parameters.update(every)

@@ -42,7 +42,7 @@ class _Layer(torch.nn.RNNBase, Fused):
     torch.nn's: a subclass has torch's layer after this class among its bases.
 
     No packed or converted copy of the weights is kept, so however they are changed, the next call
-    sees it.
+    sees it. (Those of a frozen layer are: frozen.py.)
     """
 
     def forward(self, input: Any, hx: Any = None) -> Any:
@@ -259,7 +259,7 @@ class _Layer(torch.nn.RNNBase, Fused):
             data, batch_sizes = input.data, input.batch_sizes
         reason: str | None = None
         if isinstance(data, Tensor) and (hx is None or isinstance(hx, (Tensor, tuple, list))):
-            weights = [getattr(self, name) for name in self._flat_weights_names]
+            weights = self._traced_weights()
             states = as_states(hx, CELLS[self.mode])
             reason = traced_obstacle(data, _DENSE if batch_sizes is None else _PACKED)
             if reason is None or reason in DIFFERENTIABLE:
@@ -282,6 +282,10 @@ class _Layer(torch.nn.RNNBase, Fused):
         if torch.compiler.is_exporting() or torch._dynamo.config.allow_rnn:
             return super().forward(input, hx)
         return _compile.outside(_Layer.forward, self, input, hx)
+
+    def _traced_weights(self) -> list[Tensor]:
+        """The parameters in the operators' order."""
+        return [getattr(self, name) for name in self._flat_weights_names]
 
     def _zeros(self, like: Tensor, *batch: int) -> list[Tensor]:
         """What no hx stands for."""

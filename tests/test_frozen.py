@@ -3,6 +3,8 @@ parameters still does."""
 
 import copy
 import io
+import operator
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 
 import fused_rnn
@@ -42,13 +45,13 @@ def frozen_and_plain(case: Case, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def is_packed(module: Any, *arguments: Any) -> bool:
-    """Whether a call is computed from the packed weights: then it does not see that the others have
-    changed behind the module's back."""
+    """Whether a call is computed from the packed weights: then it does not see what is written to
+    the others' memory behind torch's back."""
     module = copy.deepcopy(module)
     with torch.no_grad():
         before = flatten(module(*arguments))
-        for weight in module._thawed.parameters():
-            weight.zero_()
+        for weight in module._weights():
+            weight.data.zero_()
         after = flatten(module(*arguments))
     return all(map(torch.equal, before, after))
 
@@ -168,6 +171,10 @@ class Model(nn.Module):
 
 def test_a_model_there_and_back() -> None:
     model = Model().eval()
+    model.encoder.extra = nn.Parameter(torch.zeros(1))
+    model.cell.weight_hh.tag = "mine"
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    parameters = list(model.parameters())
     x = torch.randn(7, 2, 3)
     expected = model(x).detach()
     identities = [id(m) for m in model.modules()]
@@ -183,9 +190,10 @@ def test_a_model_there_and_back() -> None:
     assert isinstance(model.encoder, nn.LSTM)
     assert repr(model.encoder).startswith("FrozenLSTM(4, 6, num_layers=2")
     assert model.again is model.encoder
-    assert [name for name, _ in model.named_parameters()] == ["embed.weight", "embed.bias"]
+    left = ["embed.weight", "embed.bias", "encoder.extra"]
+    assert [name for name, _ in model.named_parameters()] == left
     assert_close("frozen", model(x).detach(), expected, 2e-5)
-    assert model.state_dict().keys() == before.keys()
+    assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     assert fused_rnn.thaw(model) is model
@@ -193,13 +201,17 @@ def test_a_model_there_and_back() -> None:
     assert type(model.encoder) is fused_rnn.LSTM
     assert type(model.cell) is fused_rnn.GRUCell
     assert [name for name, _ in model.named_parameters()] == names
+    assert all(map(operator.is_, model.parameters(), parameters))
+    assert model.cell.weight_hh.tag == "mine"
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
         "encoder.weight_hh_l0"
     ]
     assert_close("thawed", model(x).detach(), expected, 2e-5)
     model(x).sum().backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert {n for n, p in model.named_parameters() if p.grad is None} == {
+        "encoder.weight_hh_l0",
+        "encoder.extra",
+    }
     optimizer.step()
     assert not torch.equal(model(x), expected)
 
@@ -219,19 +231,31 @@ def test_the_root_itself_and_restore(name: str) -> None:
     assert torch.equal(flatten(module(x))[0], expected)
 
 
-def test_weights_are_a_snapshot() -> None:
-    layer = fused_rnn.LSTM(3, 4)
-    parameters = list(layer.parameters())
-    x = torch.randn(2, 1, 3)
-    fused_rnn.freeze(layer)
-    expected = layer(x)[0]
-    for parameter in parameters:
-        parameter.data.zero_()
-    for value in layer.state_dict().values():
-        value.zero_()
-    layer.weight_hh_l0.zero_()
-    assert torch.equal(layer(x)[0], expected)
-    assert layer.weight_hh_l0.any()
+@pytest.mark.parametrize("how", ["in place", "data", "optimizer", "state_dict", "attribute"])
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_changes_that_torch_counts_are_noticed(name: str, how: str) -> None:
+    module = getattr(fused_rnn, name)(3, 4)
+    parameters = list(module.parameters())
+    arguments = torch.randn(2, 3), None if name == "LSTM" else torch.randn(2, 4)
+    fused_rnn.freeze(module)
+    before = flatten(module(*arguments))[0]
+    with torch.no_grad():
+        if how == "in place":
+            parameters[1].mul_(3)
+        elif how == "data":
+            parameters[1].data = 3 * parameters[1]
+        elif how == "optimizer":
+            parameters[1].grad = -2 * parameters[1]
+            torch.optim.SGD(parameters, 1.0).step()
+        elif how == "state_dict":
+            list(module.state_dict().values())[1].mul_(3)
+        else:
+            getattr(module, "weight_hh_l0" if name == "LSTM" else "weight_hh").mul_(3)
+    after = flatten(module(*arguments))[0]
+    assert not torch.equal(after, before)
+    assert is_packed(module, *arguments)
+    expected = flatten(fused_rnn.thaw(module)(*arguments))[0].detach()
+    assert_close("output", after, expected, 2e-5)
 
 
 @pytest.mark.parametrize("name", ["GRU", "GRUCell"])
@@ -242,13 +266,12 @@ def test_what_changes_weights_is_seen(name: str) -> None:
     flatten(fused_rnn.freeze(frozen)(x))
     frozen.load_state_dict(other.state_dict())
     assert_close("loaded", flatten(frozen(x))[0], flatten(other(x))[0].detach(), 2e-5)
-    frozen.load_state_dict(
-        {key: 2 * value for key, value in other.state_dict().items()}, assign=True
-    )
+    frozen.load_state_dict(other.state_dict(), assign=True)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(2)
     assert_close("assigned", flatten(frozen(x))[0], flatten(other(x))[0].detach(), 2e-5)
+    assert is_packed(frozen, x)
 
     frozen.to(torch.float64), other.double()
     assert frozen.state_dict()[f"weight_hh{suffix}"].dtype == torch.float64
@@ -261,7 +284,7 @@ def test_what_changes_weights_is_seen(name: str) -> None:
         "shared", flatten(frozen(x.double()))[0], flatten(other(x.double()))[0].detach(), 1e-10
     )
 
-    with pytest.raises(AttributeError, match=r"of a frozen GRU(Cell)? cannot be set"):
+    with pytest.raises(AttributeError, match=r"weight_hh\w* of a FrozenGRU(Cell)? cannot be set"):
         setattr(frozen, f"weight_hh{suffix}", nn.Parameter(torch.zeros(12, 4)))
     with pytest.raises(RuntimeError, match="no parameters to reset"):
         frozen.reset_parameters()
@@ -342,6 +365,113 @@ def test_frozen_in_inference_mode_and_used_outside() -> None:
     assert_close("gradient", actual, expected, 2e-5)
 
 
+def test_options_that_change_later() -> None:
+    x = torch.randn(5, 2, 3)
+    layers = [fused_rnn.GRU(3, 4), nn.RNN(3, 4)]
+    twins = fused_rnn.accelerate(nn.ModuleList(copy.deepcopy(layers)))
+    frozen = fused_rnn.freeze(nn.ModuleList(layers))
+    for module, twin in zip(frozen, twins, strict=True):
+        module.batch_first = twin.batch_first = True
+        for call in (lambda m: m(x)[0], lambda m: torch.func.vmap(lambda x: m(x)[0])(x[None])):
+            assert_close("output", call(module).detach(), call(twin).detach(), 2e-5)
+
+
+def test_shallow_copies_and_ties() -> None:
+    layer = fused_rnn.GRU(3, 4)
+    other = fused_rnn.GRU(3, 4)
+    other.weight_hh_l0 = layer.weight_hh_l0
+    model = fused_rnn.freeze(nn.ModuleList([layer, other]))
+    shallow = copy.copy(layer)
+    x = torch.randn(2, 1, 3)
+    for module in (layer, other, shallow):
+        module(x)
+    layer.load_state_dict(fused_rnn.GRU(3, 4).state_dict())
+    expected = [copy.deepcopy(module).to(torch.float64)(x.double())[0] for module in model]
+    for module, output in zip((layer, other, shallow), [*expected, expected[0]], strict=True):
+        assert_close("output", module(x)[0].double(), output, 2e-5)
+    fused_rnn.thaw(model)
+    assert other.weight_hh_l0 is layer.weight_hh_l0
+
+
+def test_freezing_that_fails_changes_nothing() -> None:
+    layer = nn.GRU(3, 4)
+    names = [name for name, _ in layer.named_parameters()]
+    with FakeTensorMode(), pytest.raises(AssertionError, match="Fake"):
+        fused_rnn.freeze(layer)
+    assert type(layer) is fused_rnn.GRU
+    assert [name for name, _ in layer.named_parameters()] == names
+    assert layer(torch.randn(2, 1, 3))[0].requires_grad
+
+
+def test_a_change_that_fails_halfway() -> None:
+    layer = fused_rnn.freeze(fused_rnn.GRU(3, 4))
+    x = torch.randn(2, 1, 3)
+    seen: list[Tensor] = []
+
+    def double(tensor: Tensor) -> Tensor:
+        if len(seen) == 2:
+            raise KeyError("halfway")
+        seen.append(tensor)
+        return tensor.mul_(2)
+
+    with torch.no_grad(), pytest.raises(KeyError, match="halfway"):
+        layer._apply(double)
+    assert not list(layer.parameters())
+    after = layer(x)[0]
+    assert_close("output", after, fused_rnn.thaw(layer)(x)[0].detach(), 2e-5)
+
+
+def test_tensors_that_cannot_be_packed() -> None:
+    class Tagged(Tensor):
+        pass
+
+    x = torch.randn(2, 1, 3)
+    weights = fused_rnn.GRU(3, 4).state_dict()
+    for change in (
+        lambda w: torch._neg_view(w),
+        lambda w: w.clone().as_subclass(Tagged),
+        lambda w: w.t().contiguous().t() if w.dim() == 2 else w,
+    ):
+        frozen, plain = fused_rnn.freeze(nn.GRU(3, 4)), nn.GRU(3, 4)
+        for module in (frozen, plain):
+            module.load_state_dict({k: change(w) for k, w in weights.items()}, assign=True)
+        with torch.no_grad():
+            actual, expected = frozen(x)[0], plain(x)[0]
+        assert_close("output", actual.as_subclass(Tensor), expected.as_subclass(Tensor), 2e-5)
+    with torch.inference_mode():
+        made_there = nn.GRU(3, 4)
+        expected = made_there(x)[0]
+        frozen = fused_rnn.freeze(made_there)
+        assert_close("output", frozen(x)[0], expected, 2e-5)
+        for parameter in frozen._weights():
+            parameter.mul_(2)
+        assert not torch.equal(frozen(x)[0], expected)
+
+
+def test_a_cell_without_weights() -> None:
+    cell = nn.GRUCell(3, 4)
+    for name in list(cell._parameters):
+        setattr(cell, name, None)
+    fused_rnn.freeze(cell)
+    with pytest.raises(TypeError):
+        cell(torch.randn(2, 3))
+
+
+def test_a_fork_during_the_first_call() -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    layer = fused_rnn.freeze(nn.LSTM(256, 256))
+    layer._pack()
+    x = torch.randn(1, 1, 256)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(layer, x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if layer(x)[0].isfinite().all() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        first.result()
+
+
 @pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
 def test_hooks_stay(name: str) -> None:
     module = getattr(nn, name)(3, 4)
@@ -408,8 +538,9 @@ def test_transforms_and_tracers(name: str) -> None:
     assert_close("symbolic_trace", flatten(graph(x))[0], expected, 2e-5)
     traced = torch.jit.trace(frozen, x)
     assert_close("jit.trace", flatten(traced(x))[0], expected, 2e-5)
-    program = torch.export.export(frozen, (x,))
-    assert_close("export", flatten(program.module()(x))[0].detach(), expected, 2e-5)
+    for strict in (False, True):
+        program = torch.export.export(frozen, (x,), strict=strict)
+        assert_close("export", flatten(program.module()(x))[0].detach(), expected, 2e-5)
     assert fused_rnn.explain(frozen, x) == fused_rnn.explain(layer, x)
 
 

@@ -202,7 +202,7 @@ struct Chunk {
 
 template <typename Cell, typename E>
 void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, int64_t done,
-                    int64_t batch_before, const Share& mine, Barrier& barrier) {
+                    int64_t batch_before, const Share& mine, Barrier::Member& member) {
   using T = sum_t<E>;
   const BackwardArgs<E>& args = plan.args;
   const SequenceShape& shape = args.shape;
@@ -281,7 +281,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
           HiddenGradient<E, E> gradient{plan.hh, of, K, dp + first * O, O};
           for_each_tile<1>(count, mine.hidden, gradient, back);
         });
-        if (!mine.alone) barrier.wait(mine.team);
+        if (!mine.alone) member.wait();
         BackwardStep<Cell, E, true> tiles{plan, plan.rows, shape.P};
         for_each_tile<1>(rows, mine.units, tiles, back);
         finished = true;
@@ -293,7 +293,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
         for_each_tile<1>(count, mine.units, tiles, back);
       });
     }
-    if (!mine.alone) barrier.wait(mine.team);
+    if (!mine.alone) member.wait();
 
     // Sequences that begin with this step: on to their initial states.
     const int64_t first = prev_batch > mine.rows.begin ? prev_batch : mine.rows.begin;
@@ -526,8 +526,9 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
   }
   plan.hr = Columns<E>::packed(plan.packed_hr, P);
 
-  Barrier barrier;
+  Barrier barrier(wanted.rows * wanted.units);
   auto body = [&](int id, int team) {
+    Barrier::Member member(barrier, id, team);
     const auto pack = [&](bool wanted_here, const E* b, int64_t columns, int64_t K, E* to) {
       if (!wanted_here) return;
       const Range mine = share(blocks_of<T>(columns), team, id);
@@ -538,7 +539,7 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
     };
     pack(pack_hh, args.weights.w_hh, O, depth, plan.packed_hh);
     pack(pack_hr, args.weights.w_hr, H, P, plan.packed_hr);
-    barrier.wait(team);
+    member.wait();
 
     const Split split = wanted.among(team);
     const Share mine = share_of<T>(shape, split, id, team);
@@ -550,11 +551,11 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
     int64_t batch_before = 0;
     for (int64_t done = 0; done < shape.T;) {
       const Chunk<Cell, E> chunk = Chunk<Cell, E>::from(steps, done, plan);
-      backward_steps(own, chunk, done, batch_before, mine, barrier);
-      barrier.wait(team);
+      backward_steps(own, chunk, done, batch_before, mine, member);
+      member.wait();
       if (kGrouped && plan.want_weights) {
         group_columns(own, chunk, id, team);
-        barrier.wait(team);
+        member.wait();
       }
       if (plan.want_weights) weight_products(own, chunk, done > 0, id, team);
       if (args.grad_x != nullptr) input_products(own, chunk, id, team);
@@ -570,7 +571,7 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
         }
         batch_before = last.batch;
         steps.next();
-        barrier.wait(team);
+        member.wait();
       }
     }
   };

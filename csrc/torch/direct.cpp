@@ -21,6 +21,7 @@
 
 #include "torch/frozen.h"
 #include "torch/ops.h"
+#include "torch/problem.h"
 #include "torch/surroundings.h"
 
 namespace fused_rnn {
@@ -79,7 +80,7 @@ struct Names {
   PyObject* training = intern("training");
   PyObject* flat_weights = intern("_flat_weights");
   PyObject* parameters = intern("_parameters");
-  PyObject* frozen = intern("_frozen");
+  PyObject* packed = intern("_fused_rnn_packed");
   PyObject* cell_parameters[4] = {intern("weight_ih"), intern("weight_hh"), intern("bias_ih"),
                                   intern("bias_hh")};
 
@@ -167,22 +168,30 @@ std::string_view cell_of_mode(std::string_view mode) {
 struct Call {
   at::Tensor input;
   Tensors states, params;
-  std::shared_ptr<const Frozen> frozen;  // that has the params, or null
+  std::shared_ptr<Frozen> frozen;  // that has the params, or null
   std::string_view cell;
   int64_t num_layers = 1;
   bool bidirectional = false;
   bool single_cell = false;
 
   // What a module has in the place of parameters once it is frozen (frozen.py).
-  bool take_frozen(const Attributes& module) {
-    PyObject* const object = module.get(Names::all().frozen);
+  bool take_frozen(const Attributes& module, const Surroundings& surroundings) {
+    PyObject* const object = module.get(Names::all().packed);
     if (object == nullptr || !pybind11::isinstance<Frozen>(object)) return false;
     frozen = pybind11::cast<std::shared_ptr<Frozen>>(pybind11::handle(object));
     params.assign(frozen->params().begin(), frozen->params().end());
-    return true;
+    if (params.size() < 2) return false;
+    // Tensors of inference mode have no version. Others than contiguous ones would be copied.
+    return std::all_of(params.begin(), params.end(), [&](const at::Tensor& param) {
+      return surroundings.plain(param) && !param.is_inference() && param.is_contiguous();
+    });
   }
 
-  bool needs_graph() const { return fused_rnn::needs_graph(input, states, params); }
+  // Weights of a frozen module get no gradients.
+  bool needs_graph() const {
+    const at::TensorList trained = frozen == nullptr ? at::TensorList(params) : at::TensorList();
+    return fused_rnn::needs_graph(input, states, trained);
+  }
 
   // Other Python threads may run meanwhile if it takes longer than to let them.
   bool is_long() const {
@@ -191,21 +200,37 @@ struct Call {
     return rows * (params[0].numel() + params[1].numel()) > kMultiplyAdds;
   }
 
-  std::vector<at::Tensor> run() const {
-    std::optional<pybind11::gil_scoped_release> release;
-    if (is_long()) release.emplace();
-    if (needs_graph()) {
-      return single_cell
-                 ? cell_with_graph(input, states, params, cell)
-                 : sequence_with_graph(input, states, params, {}, cell, num_layers, bidirectional);
-    }
+  std::vector<at::Tensor> run() {
+    if (needs_graph()) return run_with_graph();
     const at::AutoDispatchBelowADInplaceOrView guard;
+    std::optional<pybind11::gil_scoped_release> release;
     if (frozen != nullptr) {
-      return single_cell ? frozen_cell(*frozen, input, states, cell)
-                         : frozen_sequence(*frozen, input, states, cell, num_layers, bidirectional);
+      const Problem p = problem();
+      const std::shared_ptr<const PackedLayers> packed = frozen->packed(p);
+      if (is_long()) release.emplace();
+      return infer(p, *packed);
     }
+    if (is_long()) release.emplace();
     return single_cell ? fused_rnn::cell(input, states, params, cell)
                        : sequence(input, states, params, {}, cell, num_layers, bidirectional);
+  }
+
+ private:
+  std::vector<at::Tensor> run_with_graph() {
+    if (frozen != nullptr) {
+      for (at::Tensor& param : params) param = param.detach();
+    }
+    std::optional<pybind11::gil_scoped_release> release;
+    if (is_long()) release.emplace();
+    return single_cell
+               ? cell_with_graph(input, states, params, cell)
+               : sequence_with_graph(input, states, params, {}, cell, num_layers, bidirectional);
+  }
+
+  Problem problem() const {
+    return single_cell
+               ? Problem::cell(input, states, params, cell)
+               : Problem::sequence(input, states, params, {}, cell, num_layers, bidirectional);
   }
 };
 
@@ -245,7 +270,7 @@ PyObject* layer(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   if (!take_states(arguments[2], call.cell == "lstm", surroundings, call.states)) Py_RETURN_NONE;
   if ((!take_weights(module, surroundings, call.params) || call.params.size() < 2) &&
-      !call.take_frozen(module))
+      !call.take_frozen(module, surroundings))
     Py_RETURN_NONE;
 
   const bool transposed = dim == 3 && *batch_first;
@@ -287,7 +312,8 @@ PyObject* single_cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       input->size(-1) != module.number(Names::all().input_size) ||
       !take_states(arguments[2], call.cell == "lstm", surroundings, call.states))
     Py_RETURN_NONE;
-  if (!take_cell_weights(module, surroundings, call.params) && !call.take_frozen(module))
+  if (!take_cell_weights(module, surroundings, call.params) &&
+      !call.take_frozen(module, surroundings))
     Py_RETURN_NONE;
 
   const bool batched = input->dim() == 2;

@@ -1,5 +1,6 @@
 #include "torch/frozen.h"
 
+#include <algorithm>
 #include <new>
 
 #include "cpu/workspace.h"
@@ -7,34 +8,32 @@
 
 namespace fused_rnn {
 
-template <typename E>
-PackedLayers::PackedLayers(const Problem& p, const Kernels<E>& run) {
-  for (int64_t layer = 0; layer < p.L; ++layer) {
-    for (int64_t direction = 0; direction < p.D; ++direction) {
-      const SequenceShape shape = p.shape(layer, direction);
-      std::byte* const block = static_cast<std::byte*>(allocate(run.packed_bytes(p.kind, shape)));
-      if (block == nullptr) throw std::bad_alloc();
-      blocks_.emplace_back(block);
-      run.pack(p.kind, shape, layer_weights<E>(p, layer * p.D + direction), block);
+PackedLayers::PackedLayers(const Problem& p) {
+  with_kernels(p, [&]<typename E>(const Kernels<E>& run) {
+    for (int64_t group = 0; group < p.L * p.D; ++group) {
+      const SequenceShape shape = p.shape(group / p.D, group % p.D);
+      blocks_.emplace_back(static_cast<std::byte*>(allocate(run.packed_bytes(p.kind, shape))));
+      if (blocks_.back() == nullptr) throw std::bad_alloc();
+      run.pack(p.kind, shape, layer_weights<E>(p, group), blocks_.back().get());
     }
-  }
+  });
 }
 
-template <typename E>
-std::shared_ptr<const PackedLayers> Frozen::packed(const Problem& p, const Kernels<E>& run) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (packed_for_ != &run) {
-    packed_ = std::make_shared<const PackedLayers>(p, run);
-    packed_for_ = &run;
+std::shared_ptr<const PackedLayers> Frozen::packed(const Problem& p) {
+  const void* kernels = nullptr;
+  with_kernels(p, [&](const auto& run) { kernels = &run; });
+  const bool as_it_was =
+      packed_ != nullptr && kernels == kernels_ &&
+      std::equal(params_.begin(), params_.end(), seen_.begin(),
+                 [&](const at::Tensor& param, const Seen& seen) { return see(param) == seen; });
+  if (!as_it_was) {
+    packed_ = nullptr;  // The memory of the old ones first.
+    seen_.clear();
+    for (const at::Tensor& param : params_) seen_.push_back(see(param));
+    packed_ = std::make_shared<const PackedLayers>(p);
+    kernels_ = kernels;
   }
   return packed_;
 }
-
-template std::shared_ptr<const PackedLayers> Frozen::packed(const Problem&,
-                                                            const Kernels<float>&) const;
-template std::shared_ptr<const PackedLayers> Frozen::packed(const Problem&,
-                                                            const Kernels<double>&) const;
-template std::shared_ptr<const PackedLayers> Frozen::packed(const Problem&,
-                                                            const Kernels<bfloat16>&) const;
 
 }  // namespace fused_rnn

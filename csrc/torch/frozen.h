@@ -1,23 +1,21 @@
-// The weights of a layer or cell that do not change any more, packed once for the kernels.
+// Weights that are packed for the kernels once, not at every call.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <vector>
 
-#include "cpu/kernels.h"
 #include "torch/problem.h"
 
 namespace fused_rnn {
 
-// Weights as the kernels of one instruction set and type read them, for each layer and direction.
+// The weights of a call as the kernels of one instruction set and type read them, for each layer
+// and direction.
 class PackedLayers {
  public:
-  template <typename E>
-  PackedLayers(const Problem& p, const Kernels<E>& run);
+  explicit PackedLayers(const Problem& p);
 
   const std::byte* at(int64_t group) const { return blocks_[static_cast<size_t>(group)].get(); }
 
@@ -28,7 +26,9 @@ class PackedLayers {
   std::vector<std::unique_ptr<std::byte, Free>> blocks_;
 };
 
-// Whoever makes one of these gives up changing the tensors: nothing would notice.
+// The parameters of a layer or cell whose owner vouches that they seldom change, and never in a way
+// that torch does not count: by operators in place, which raise a tensor's version, or by a new
+// `data`, but not by writing to the memory of the old one.
 class Frozen {
  public:
   explicit Frozen(std::vector<at::Tensor> params) : params_(std::move(params)) {}
@@ -36,16 +36,24 @@ class Frozen {
   // As the ops take them.
   at::TensorList params() const { return params_; }
 
-  // For a call that was made of params(): packed now, unless they are there from an earlier call
-  // with the same kernels. Any number of threads may ask.
-  template <typename E>
-  std::shared_ptr<const PackedLayers> packed(const Problem& p, const Kernels<E>& run) const;
+  // For a call that was made of params(): packed now, unless an earlier call with the same kernels
+  // has done so and they are as they were. To be called with Python's lock, which guards this
+  // object: a lock of its own could be left locked in a child that another thread forks.
+  std::shared_ptr<const PackedLayers> packed(const Problem& p);
 
  private:
+  // What of a parameter tells whether it is as it was.
+  struct Seen {
+    const void* data;
+    int64_t version;
+    bool operator==(const Seen&) const = default;
+  };
+  Seen see(const at::Tensor& param) const { return {param.const_data_ptr(), param._version()}; }
+
   std::vector<at::Tensor> params_;
-  mutable std::mutex mutex_;
-  mutable const void* packed_for_ = nullptr;  // the kernels
-  mutable std::shared_ptr<const PackedLayers> packed_;
+  std::vector<Seen> seen_;
+  const void* kernels_ = nullptr;
+  std::shared_ptr<const PackedLayers> packed_;
 };
 
 }  // namespace fused_rnn

@@ -1,10 +1,11 @@
-// Tensors as the kernels take them: pointers.
+// The kernels of a call, and its tensors as they take them: pointers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <type_traits>
 
+#include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "torch/problem.h"
 
@@ -45,6 +46,14 @@ LayerWeights<E> layer_weights(const Problem& p, int64_t group) {
   }
   if (p.P > 0) w.w_hr = data<E>(p.param(i++));
   return w;
+}
+
+// run(kernels) with those of the call's types.
+template <typename Run>
+void with_kernels(const Problem& p, const Run& run) {
+  if (p.narrow != nullptr) return run(*p.narrow);
+  if (p.compute == at::kFloat) return run(kernels<float>());
+  run(kernels<double>());
 }
 
 }  // namespace fused_rnn

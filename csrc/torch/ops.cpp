@@ -30,14 +30,6 @@ void round(std::vector<at::Tensor>& results, size_t count, const Problem& p) {
   }
 }
 
-// run(kernels) with those of the call's types.
-template <typename Run>
-void with_kernels(const Problem& p, const Run& run) {
-  if (p.narrow != nullptr) return run(*p.narrow);
-  if (p.compute == at::kFloat) return run(kernels<float>());
-  run(kernels<double>());
-}
-
 // The part of a state [L*D, B, size] that belongs to a layer and direction; null stays null.
 template <typename T>
 T* slice(T* state, int64_t group, int64_t B, int64_t size) {
@@ -47,10 +39,9 @@ T* slice(T* state, int64_t group, int64_t B, int64_t size) {
 template <typename E>
 void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& output,
                  const at::Tensor* hn, const at::Tensor* cn, const at::Tensor* reserve,
-                 const Frozen* frozen) {
+                 const PackedLayers* packed) {
   using T = sum_t<E>;
   const Threads threads = torch_threads();
-  const auto packed = frozen != nullptr ? frozen->packed(p, run) : nullptr;
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
   E* const kept = reserve != nullptr ? mutable_data<E>(*reserve) : nullptr;
@@ -99,7 +90,8 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
   }
 }
 
-std::vector<at::Tensor> forward(const Problem& p, bool train, const Frozen* frozen = nullptr) {
+std::vector<at::Tensor> forward(const Problem& p, bool train,
+                                const PackedLayers* packed = nullptr) {
   std::vector<at::Tensor> results;
   results.reserve(4);
   results.push_back(empty(p.output_sizes(), p.operand));
@@ -111,7 +103,7 @@ std::vector<at::Tensor> forward(const Problem& p, bool train, const Frozen* froz
   const at::Tensor* cn = p.traits.has_state ? &results[p.single_cell ? 1 : 2] : nullptr;
   const at::Tensor* reserve = train ? &results.back() : nullptr;
   with_kernels(p,
-               [&](const auto& run) { run_forward(p, run, results[0], hn, cn, reserve, frozen); });
+               [&](const auto& run) { run_forward(p, run, results[0], hn, cn, reserve, packed); });
   round(results, results.size() - (train ? 1 : 0), p);
   return results;
 }
@@ -282,17 +274,8 @@ std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Te
   return backward(Problem::cell(input, states, params, cell), grads, reserve, wanted);
 }
 
-std::vector<at::Tensor> frozen_sequence(const Frozen& frozen, const at::Tensor& input,
-                                        at::TensorList states, std::string_view cell,
-                                        int64_t num_layers, bool bidirectional) {
-  return forward(
-      Problem::sequence(input, states, frozen.params(), {}, cell, num_layers, bidirectional), false,
-      &frozen);
-}
-
-std::vector<at::Tensor> frozen_cell(const Frozen& frozen, const at::Tensor& input,
-                                    at::TensorList states, std::string_view cell) {
-  return forward(Problem::cell(input, states, frozen.params(), cell), false, &frozen);
+std::vector<at::Tensor> infer(const Problem& p, const PackedLayers& packed) {
+  return forward(p, false, &packed);
 }
 
 TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {

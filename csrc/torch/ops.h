@@ -37,14 +37,10 @@ std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Te
                                       const at::Tensor& reserve, std::string_view cell,
                                       const Flags& wanted);
 
-// The same with weights packed before, of dense input. No operators: nothing but a module calls
-// them.
-class Frozen;
-std::vector<at::Tensor> frozen_sequence(const Frozen& frozen, const at::Tensor& input,
-                                        at::TensorList states, std::string_view cell,
-                                        int64_t num_layers, bool bidirectional);
-std::vector<at::Tensor> frozen_cell(const Frozen& frozen, const at::Tensor& input,
-                                    at::TensorList states, std::string_view cell);
+// The results of a call, not for training, from weights that were packed before.
+class PackedLayers;
+class Problem;
+std::vector<at::Tensor> infer(const Problem& p, const PackedLayers& packed);
 
 // Whether a call must be recorded for a backward pass, and the ops that record it (autograd.cpp).
 bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList params);
