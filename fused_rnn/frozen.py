@@ -9,6 +9,7 @@ loops change the parameters they find; that is why they should find none.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -75,13 +76,14 @@ class Frozen(torch.nn.Module):
         """With the weights among the registered parameters, where they were; what they are in the
         end counts."""
         state = self.__dict__
-        names = list(state[_WEIGHTS])
-        _register(self._parameters, state[_WEIGHTS], state[_ORDER])
+        before = state[_WEIGHTS]
+        _register(self._parameters, before, state[_ORDER])
         try:
             yield
         finally:
-            state[_WEIGHTS] = {name: self._parameters.pop(name) for name in names}
-            self._pack()
+            state[_WEIGHTS] = {name: self._parameters.pop(name) for name in before}
+            if not all(map(is_, state[_WEIGHTS].values(), before.values())):
+                self._pack()
 
     def __getattr__(self, name: str) -> Any:
         state = self.__dict__

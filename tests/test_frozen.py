@@ -365,6 +365,19 @@ def test_frozen_in_inference_mode_and_used_outside() -> None:
     assert_close("gradient", actual, expected, 2e-5)
 
 
+def test_reading_does_not_pack_again() -> None:
+    layer = fused_rnn.freeze(nn.LSTM(3, 4))
+    x = torch.randn(2, 1, 3)
+    layer(x)
+    packed = layer._fused_rnn_packed
+    layer.state_dict(), layer.weight_hh_l0, layer.float(), layer.eval(), layer(x)
+    assert layer._fused_rnn_packed is packed
+    layer.load_state_dict(layer.state_dict())
+    assert layer._fused_rnn_packed is packed
+    layer.double()
+    assert is_packed(layer, x.double())
+
+
 def test_options_that_change_later() -> None:
     x = torch.randn(5, 2, 3)
     layers = [fused_rnn.GRU(3, 4), nn.RNN(3, 4)]

@@ -12,9 +12,15 @@ import pytest
 import fused_rnn
 
 ROOT = Path(__file__).resolve().parent.parent
+AVAILABLE = fused_rnn._C.config()["isa_available"]
+HAS_AVX512 = "avx512" in AVAILABLE
 SOURCES = [
-    *sorted((ROOT / "csrc" / "cpu").glob("*.cpp")),
-    ROOT / "tests" / "cpp" / "kernels_test.cpp",
+    source
+    for source in [
+        *sorted((ROOT / "csrc" / "cpu").glob("*.cpp")),
+        *sorted((ROOT / "tests" / "cpp").glob("*.cpp")),
+    ]
+    if not source.name.startswith("without_avx512" if HAS_AVX512 else "isa_avx512")
 ]
 FLAGS = [
     "-std=c++20",
@@ -79,13 +85,13 @@ needs_compiler = pytest.mark.skipif(
 def test_kernels(sanitizer: str, tmp_path: Path) -> None:
     if sanitizer == "thread" and os.environ.get("FUSED_RNN_TEST_RACES") != "1":
         pytest.skip("takes five minutes more; FUSED_RNN_TEST_RACES=1 runs it")
-    run([build(tmp_path, *sanitizer_flags(sanitizer))])
+    program = build(tmp_path, *sanitizer_flags(sanitizer))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda isa: run([program, isa]), AVAILABLE))
 
 
 @needs_compiler
-@pytest.mark.skipif(
-    "avx512" in fused_rnn._C.config()["isa_available"], reason="the machine has AVX-512 itself"
-)
+@pytest.mark.skipif(HAS_AVX512, reason="the machine has AVX-512 itself")
 def test_vectors_of_avx512(tmp_path: Path) -> None:
     """The same tiles, panels and rules of size, without its instructions."""
     # GCC says of every function that takes such vectors that another compiler may pass them
