@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from .cells import GRUCell, LSTMCell, RNNCell
-from .frozen import Frozen, freeze_module, thaw_module
+from .frozen import freeze_module, thaw_module
 from .layers import GRU, LSTM, RNN
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
@@ -66,16 +66,11 @@ def freeze(model: _Model) -> _Model:
     inference: its weights are packed for the kernels once, not at every call.
 
     torch.nn's are first made this package's, as `accelerate` does. Modules are changed in place; a
-    frozen one takes the same calls with the same results, gradients of its inputs included. Its
-    weights get no gradients, and are no parameters: `parameters()`, functional calls and what goes
-    through parameters, such as `requires_grad_` and initializers, pass them by, and they cannot be
-    set. They can be read, and `state_dict`, `load_state_dict`, `to`, copies and pickles have them
-    as before.
-
-    Changes of the weights by torch's operators (`copy_`, optimizers that still hold the parameters,
-    averaging of state_dicts) are noticed, and the weights packed again. What is not noticed, and
-    must not happen: writing to their memory behind torch's back, that is in place through `.data`
-    or NumPy, or from another process.
+    frozen one takes the same calls with the same results, gradients of its inputs included. It has
+    a copy of the weights and no parameters: `parameters()`, functional calls and what goes through
+    parameters, such as `requires_grad_` and initializers, pass it by, and what happens to the
+    parameters it had does not change it. Reading a weight gives a copy, and so does `state_dict`;
+    setting one is an AttributeError. `load_state_dict`, `to`, copies and pickles work as before.
 
     What is computed from the packed weights are eager calls with dense float32 or float64 input on
     the CPU; all others go the way they go unfrozen.
@@ -92,21 +87,23 @@ def freeze(model: _Model) -> _Model:
         The same model.
     """
     accelerate(model)
+    copied: dict[int, torch.Tensor | None] = {}
     for module in model.modules():
-        freeze_module(module)
+        freeze_module(module, copied)
     return model
 
 
 def thaw(model: _Model) -> _Model:
-    """The inverse of `freeze`: every frozen module has its parameters again, the same objects as
-    before. Modules that were torch.nn's stay this package's.
+    """The inverse of `freeze`: every frozen module has parameters again, with its weights and with
+    requires_grad as it was. They are the objects that it had before, if somebody, such as an
+    optimizer, still holds them. Modules that were torch.nn's stay this package's.
 
     Returns:
         The same model.
     """
+    given: dict[int, Any] = {}
     for module in model.modules():
-        if isinstance(module, Frozen):
-            thaw_module(module)
+        thaw_module(module, given)
     return model
 
 

@@ -1,94 +1,89 @@
 """Layers and cells for inference, whose weights are packed once and not at every call.
 
-A frozen module has its parameters aside, where `parameters()`, optimizers and functional calls do
-not find them. At each call the compiled extension asks torch whether they have changed: operators
-that change a tensor in place count its version up, and a new `data` lies elsewhere in memory. What
-no one counts is writing to the memory of the old `data`, which is how many optimizers and training
-loops change the parameters they find; that is why they should find none.
+A frozen module has no parameters: its weights are a copy of those it had. Nothing outside can
+change them, so what is packed cannot go stale; what changes them through the module,
+`load_state_dict` and `to`, packs them again.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 from ._ops import direct_cell, direct_layer, extension
 from .cells import GRUCell, LSTMCell, RNNCell
 from .dispatch import PLAIN, WIDE
 from .layers import GRU, LSTM, RNN
 
-# Attributes of a frozen module. Its parameters by name, None for biases that a cell lacks:
+# Attributes of a frozen module. Its weights by name, in the operators' order, without gradients;
+# None for biases that a cell lacks:
 _WEIGHTS = "_fused_rnn_weights"
-# the names of all its parameters when it was frozen, in order;
-_ORDER = "_fused_rnn_order"
-# made of the weights: the same tensors without gradients (tracers would record a detach()),
-_CONSTANTS = "_fused_rnn_constants"
-# and the packed ones, where direct.cpp looks for them; absent where they cannot be packed.
+# the packed weights, where direct.cpp looks for them; absent where they cannot be packed;
 _PACKED = "_fused_rnn_packed"
+# and what its parameters were.
+_BEFORE = "_fused_rnn_before"
 
-_is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+
+class _Before:
+    """The parameters that a module had when it was frozen: in which order, which of them were
+    trained, and themselves, as long as somebody holds them, such as an optimizer."""
+
+    def __init__(self, parameters: dict[str, Parameter | None]) -> None:
+        named = {name: one for name, one in parameters.items() if one is not None}
+        self.order = list(parameters)
+        self.trained = {name: one.requires_grad for name, one in named.items()}
+        self.alive = {name: weakref.ref(one) for name, one in named.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "alive": {}}  # Those of a copy are others.
 
 
 class Frozen(torch.nn.Module):
     """What comes before a class of this package among the bases of its frozen form.
 
-    Plain calls are computed from the packed weights; all others as by that class, from weights
-    that need no gradient.
+    Plain calls are computed from the packed weights; all others as by that class.
     """
-
-    def _constants(self) -> dict[str, Tensor | None]:
-        """The weights by name."""
-        state = self.__dict__
-        if not is_compiling():
-            pairs = zip(state[_CONSTANTS].values(), state[_WEIGHTS].values(), strict=True)
-            if not all(one is None or _is_alias(one, other) for one, other in pairs):
-                self._pack()  # A parameter's `data` is another.
-        constants: dict[str, Tensor | None] = state[_CONSTANTS]
-        return constants
 
     def _weights(self) -> list[Tensor]:
         """In the operators' order."""
-        return [weight for weight in self._constants().values() if weight is not None]
+        return [weight for weight in self.__dict__[_WEIGHTS].values() if weight is not None]
 
     _traced_weights = _weights
 
     def _pack(self) -> None:
-        """To be called when the parameters are other tensors."""
-        state = self.__dict__
-        parameters = state[_WEIGHTS]
-        # The mode that is on now is not to be that of later calls.
-        with torch.inference_mode(False):
-            state[_CONSTANTS] = {
-                name: None if weight is None else weight.detach()
-                for name, weight in parameters.items()
-            }
-        state.pop(_PACKED, None)
-        weights = [weight for weight in parameters.values() if weight is not None]
+        """To be called whenever the weights have changed."""
+        weights = self._weights()
+        self.__dict__.pop(_PACKED, None)
         if PLAIN.issuperset(map(type, weights)):
-            state[_PACKED] = extension.Frozen(weights)
+            self.__dict__[_PACKED] = extension.Frozen(weights)
 
     @contextmanager
     def _with_parameters(self) -> Iterator[None]:
-        """With the weights among the registered parameters, where they were; what they are in the
-        end counts."""
+        """With the weights as registered parameters; they are what those are in the end."""
         state = self.__dict__
+        state.pop(_PACKED, None)  # Tensors that are held elsewhere cannot be swapped.
         before = state[_WEIGHTS]
-        _register(self._parameters, before, state[_ORDER])
+        ours = {name: _parameter(weight) for name, weight in before.items()}
+        _register(self, ours)
         try:
             yield
         finally:
-            state[_WEIGHTS] = {name: self._parameters.pop(name) for name in before}
-            if not all(map(is_, state[_WEIGHTS].values(), before.values())):
-                self._pack()
+            after = {name: self._parameters.pop(name) for name in ours}
+            state[_WEIGHTS] = {
+                name: _constant(weight, before[name]) if weight is ours[name] else _copy(weight)
+                for name, weight in after.items()
+            }
+            self._pack()
 
     def __getattr__(self, name: str) -> Any:
         state = self.__dict__
         if name in state.get(_WEIGHTS, ()) and name not in state["_parameters"]:
-            return self._constants()[name]
+            weight = state[_WEIGHTS][name]
+            return None if weight is None else weight.detach().clone()
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -109,27 +104,26 @@ class Frozen(torch.nn.Module):
         with self._with_parameters():
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def _save_to_state_dict(self, *arguments: Any) -> None:
+    def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
         with self._with_parameters():
-            super()._save_to_state_dict(*arguments)
+            super()._load_from_state_dict(*arguments, **more)
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        with self._with_parameters():
-            super()._load_from_state_dict(*arguments)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {name: value for name, value in state.items() if name not in (_CONSTANTS, _PACKED)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._pack()
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        others: dict[str, Any] = {}
+        super()._save_to_state_dict(others, prefix, keep_vars)
+        weights = self.__dict__[_WEIGHTS]
+        for name in self.__dict__[_BEFORE].order:
+            if weights.get(name) is not None:
+                destination[prefix + name] = weights[name].detach().clone()
+            elif prefix + name in others:
+                destination[prefix + name] = others.pop(prefix + name)
+        destination.update(others)
 
     def __prepare_scriptable__(self) -> Any:
         twin = object.__new__(_THAWED[type(self)])
         twin.__dict__.update(self.__dict__, _parameters=dict(self._parameters))
-        _give_back(twin)
+        weights = twin.__dict__.pop(_WEIGHTS)
+        _give_back(twin, {name: _parameter(_copy(weight)) for name, weight in weights.items()})
         return twin.__prepare_scriptable__()
 
 
@@ -190,11 +184,17 @@ _FROZEN: dict[type, Any] = {
 _THAWED: dict[type, Any] = {frozen: thawed for thawed, frozen in _FROZEN.items()}
 
 
-def freeze_module(module: Any) -> None:
+def freeze_module(module: Any, copied: dict[int, Tensor | None]) -> None:
     """Gives a module its frozen form, in place, if its class is one of this package's and its
-    weights are its registered parameters, not computed at every call."""
+    weights are its registered parameters, not computed at every call.
+
+    Args:
+        module: any module.
+        copied: the copies of parameters, by their id, of modules that were frozen before it.
+    """
     if type(module) not in _FROZEN:
         return
+    state = module.__dict__
     parameters = module._parameters
     names = (
         module._flat_weights_names
@@ -203,23 +203,76 @@ def freeze_module(module: Any) -> None:
     )
     if not all(name in parameters for name in names):
         return
-    state = module.__dict__
-    state[_ORDER] = list(parameters)
-    state[_WEIGHTS] = {name: parameters.pop(name) for name in names}
+    for name in names:
+        weight = parameters[name]
+        if id(weight) not in copied:
+            copied[id(weight)] = _copy(weight)
+    state[_BEFORE] = _Before(parameters)
+    state[_WEIGHTS] = {name: copied[id(parameters.pop(name))] for name in names}
     state.pop("_flat_weights", None)
     module.__class__ = _FROZEN[type(module)]
-    try:
-        module._pack()
-        _pack_now(module)
-    except BaseException:
-        thaw_module(module)
-        raise
+    module._pack()
+    _pack_now(module)
 
 
-def thaw_module(module: Any) -> None:
-    """The inverse, with the same parameters."""
+def thaw_module(module: Any, given: dict[int, Any]) -> None:
+    """The inverse.
+
+    Args:
+        module: any module.
+        given: the parameters, by the id of the weights they have, of modules thawed before it.
+    """
+    if type(module) not in _THAWED:
+        return
+    state = module.__dict__
+    weights = state.pop(_WEIGHTS)
+    before = state[_BEFORE]
+    for name, weight in weights.items():
+        if weight is not None and id(weight) not in given:
+            alive = before.alive.get(name)
+            parameter = _thawed(weight, alive() if alive is not None else None)
+            given[id(weight)] = parameter.requires_grad_(before.trained.get(name, True))
+    parameters = {name: given.get(id(weight)) for name, weight in weights.items()}
     module.__class__ = _THAWED[type(module)]
-    _give_back(module)
+    _give_back(module, parameters)
+
+
+def _thawed(weight: Tensor, before: Parameter | None) -> Any:
+    """A weight as a parameter: the one it was before, if that is still alive and as large."""
+    if before is None or before.is_inference() or before.is_meta or before.shape != weight.shape:
+        return _parameter(weight)
+    if before.dtype == weight.dtype and before.device == weight.device:
+        with torch.no_grad():
+            before.copy_(weight)
+    else:
+        before.data = weight
+    return before
+
+
+def _parameter(weight: Any) -> Any:
+    """Over the same memory; None of None."""
+    return None if weight is None else Parameter(weight, requires_grad=False)
+
+
+def _constant(weight: Tensor | None, before: Tensor | None) -> Tensor | None:
+    """A parameter as a tensor: the one before, where both are the same memory seen in the same way,
+    so that what is tied stays so."""
+
+    def seen(tensor: Tensor) -> tuple[Any, ...]:
+        return tensor.device, tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr()
+
+    if weight is None or (before is not None and seen(weight) == seen(before)):
+        return before
+    return weight.detach()
+
+
+def _copy(weight: Tensor | None) -> Tensor | None:
+    """A weight of a frozen module's own; those of types of the user's as they are."""
+    if weight is None or type(weight) not in PLAIN:
+        return None if weight is None else weight.detach()
+    # The mode that is on now is not to be that of later calls.
+    with torch.inference_mode(False), torch.no_grad():
+        return weight.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _pack_now(module: Any) -> None:
@@ -235,19 +288,21 @@ def _pack_now(module: Any) -> None:
             direct_cell(module, x, None, module._cell())
 
 
-def _give_back(module: Any) -> None:
-    """Makes the weights parameters again, of a module that has its former class."""
+def _give_back(module: Any, parameters: dict[str, Any]) -> None:
+    """Makes these the weights of a module that has its former class again."""
     state = module.__dict__
-    state.pop(_CONSTANTS, None)
     state.pop(_PACKED, None)
-    _register(state["_parameters"], state.pop(_WEIGHTS), state.pop(_ORDER))
+    _register(module, parameters)
+    del state[_BEFORE]
     if isinstance(module, torch.nn.RNNBase):
         module._init_flat_weights()
 
 
-def _register(parameters: dict[str, Any], weights: dict[str, Any], order: list[str]) -> None:
-    """Puts the weights among a module's parameters, those of these names first."""
+def _register(module: Any, weights: dict[str, Any]) -> None:
+    """Puts weights among a module's parameters, in the order that they had."""
+    parameters = module._parameters
     every = parameters | weights
     parameters.clear()
+    order = module.__dict__[_BEFORE].order
     parameters.update((name, every[name]) for name in order if name in every)
     parameters.update(every)

@@ -2,10 +2,12 @@
 parameters still does."""
 
 import copy
+import gc
 import io
 import operator
 import os
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import fused_rnn
 import tracing
@@ -45,13 +47,13 @@ def frozen_and_plain(case: Case, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def is_packed(module: Any, *arguments: Any) -> bool:
-    """Whether a call is computed from the packed weights: then it does not see what is written to
-    the others' memory behind torch's back."""
+    """Whether a call is computed from the packed weights: then it does not see that the others have
+    changed behind the module's back."""
     module = copy.deepcopy(module)
     with torch.no_grad():
         before = flatten(module(*arguments))
         for weight in module._weights():
-            weight.data.zero_()
+            weight.zero_()
         after = flatten(module(*arguments))
     return all(map(torch.equal, before, after))
 
@@ -147,6 +149,7 @@ def test_first_calls_of_many_threads() -> None:
         expected = layer(x)[0]
         for _ in range(10):
             frozen = fused_rnn.freeze(copy.deepcopy(layer))
+            frozen._pack()  # At the first of these calls.
 
             def call(_: int, frozen: Any = frozen) -> Tensor:
                 with torch.no_grad():
@@ -231,31 +234,41 @@ def test_the_root_itself_and_restore(name: str) -> None:
     assert torch.equal(flatten(module(x))[0], expected)
 
 
-@pytest.mark.parametrize("how", ["in place", "data", "optimizer", "state_dict", "attribute"])
+@pytest.mark.parametrize("how", ["in place", "data", "in data", "fused optimizer", "copies"])
 @pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
-def test_changes_that_torch_counts_are_noticed(name: str, how: str) -> None:
+def test_weights_are_a_snapshot(name: str, how: str) -> None:
     module = getattr(fused_rnn, name)(3, 4)
     parameters = list(module.parameters())
-    arguments = torch.randn(2, 3), None if name == "LSTM" else torch.randn(2, 4)
+    hx = None if name == "LSTM" else torch.randn(2, 4)
+    x = torch.randn(2, 3)
+    expected = [flatten(module(x, hx))[0].detach()]
     fused_rnn.freeze(module)
-    before = flatten(module(*arguments))[0]
+    compiled = torch.compile(module, backend="aot_eager")
+
+    def run() -> list[Tensor]:
+        transformed = torch.func.vmap(lambda x: flatten(module(x, hx))[0])(x[None])[0]
+        return [flatten(module(x, hx))[0], flatten(compiled(x, hx))[0], transformed]
+
+    run()
     with torch.no_grad():
         if how == "in place":
             parameters[1].mul_(3)
         elif how == "data":
             parameters[1].data = 3 * parameters[1]
-        elif how == "optimizer":
+        elif how == "in data":
+            parameters[1].data.mul_(3)
+        elif how == "fused optimizer":
             parameters[1].grad = -2 * parameters[1]
-            torch.optim.SGD(parameters, 1.0).step()
-        elif how == "state_dict":
-            list(module.state_dict().values())[1].mul_(3)
+            torch.optim.SGD(parameters, 1.0, fused=True).step()
         else:
+            list(module.state_dict().values())[1].mul_(3)
             getattr(module, "weight_hh_l0" if name == "LSTM" else "weight_hh").mul_(3)
-    after = flatten(module(*arguments))[0]
-    assert not torch.equal(after, before)
-    assert is_packed(module, *arguments)
-    expected = flatten(fused_rnn.thaw(module)(*arguments))[0].detach()
-    assert_close("output", after, expected, 2e-5)
+    for output in run():
+        assert_close("output", output, expected[0], 2e-5)
+    # What is thawed has the weights it had frozen, in the parameters that the list still holds.
+    fused_rnn.thaw(module)
+    assert all(map(operator.is_, module.parameters(), parameters))
+    assert_close("thawed", flatten(module(x, hx))[0].detach(), expected[0], 2e-5)
 
 
 @pytest.mark.parametrize("name", ["GRU", "GRUCell"])
@@ -266,10 +279,11 @@ def test_what_changes_weights_is_seen(name: str) -> None:
     flatten(fused_rnn.freeze(frozen)(x))
     frozen.load_state_dict(other.state_dict())
     assert_close("loaded", flatten(frozen(x))[0], flatten(other(x))[0].detach(), 2e-5)
-    frozen.load_state_dict(other.state_dict(), assign=True)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(2)
+    doubled = {name: 2 * value for name, value in other.state_dict().items()}
+    frozen.load_state_dict(doubled, assign=True)
+    other.load_state_dict(doubled)
+    for value in doubled.values():
+        value.zero_()
     assert_close("assigned", flatten(frozen(x))[0], flatten(other(x))[0].detach(), 2e-5)
     assert is_packed(frozen, x)
 
@@ -370,9 +384,7 @@ def test_reading_does_not_pack_again() -> None:
     x = torch.randn(2, 1, 3)
     layer(x)
     packed = layer._fused_rnn_packed
-    layer.state_dict(), layer.weight_hh_l0, layer.float(), layer.eval(), layer(x)
-    assert layer._fused_rnn_packed is packed
-    layer.load_state_dict(layer.state_dict())
+    layer.state_dict(), layer.weight_hh_l0, layer.eval(), layer(x)
     assert layer._fused_rnn_packed is packed
     layer.double()
     assert is_packed(layer, x.double())
@@ -389,19 +401,18 @@ def test_options_that_change_later() -> None:
             assert_close("output", call(module).detach(), call(twin).detach(), 2e-5)
 
 
-def test_shallow_copies_and_ties() -> None:
+def test_ties_and_shallow_copies() -> None:
     layer = fused_rnn.GRU(3, 4)
     other = fused_rnn.GRU(3, 4)
     other.weight_hh_l0 = layer.weight_hh_l0
     model = fused_rnn.freeze(nn.ModuleList([layer, other]))
-    shallow = copy.copy(layer)
     x = torch.randn(2, 1, 3)
-    for module in (layer, other, shallow):
-        module(x)
-    layer.load_state_dict(fused_rnn.GRU(3, 4).state_dict())
+    assert torch.equal(copy.copy(layer)(x)[0], layer(x)[0])
+    model.load_state_dict(copy.deepcopy(model).state_dict())
     expected = [copy.deepcopy(module).to(torch.float64)(x.double())[0] for module in model]
-    for module, output in zip((layer, other, shallow), [*expected, expected[0]], strict=True):
+    for module, output in zip(model, expected, strict=True):
         assert_close("output", module(x)[0].double(), output, 2e-5)
+    assert torch.equal(layer.weight_hh_l0, other.weight_hh_l0)
     fused_rnn.thaw(model)
     assert other.weight_hh_l0 is layer.weight_hh_l0
 
@@ -452,13 +463,8 @@ def test_tensors_that_cannot_be_packed() -> None:
             actual, expected = frozen(x)[0], plain(x)[0]
         assert_close("output", actual.as_subclass(Tensor), expected.as_subclass(Tensor), 2e-5)
     with torch.inference_mode():
-        made_there = nn.GRU(3, 4)
-        expected = made_there(x)[0]
-        frozen = fused_rnn.freeze(made_there)
-        assert_close("output", frozen(x)[0], expected, 2e-5)
-        for parameter in frozen._weights():
-            parameter.mul_(2)
-        assert not torch.equal(frozen(x)[0], expected)
+        made_there = fused_rnn.freeze(nn.GRU(3, 4))
+    assert is_packed(made_there, x)
 
 
 def test_a_cell_without_weights() -> None:
@@ -470,19 +476,75 @@ def test_a_cell_without_weights() -> None:
         cell(torch.randn(2, 3))
 
 
-def test_a_fork_during_the_first_call() -> None:
-    if not hasattr(os, "fork"):
-        pytest.skip("this system has no fork")
-    layer = fused_rnn.freeze(nn.LSTM(256, 256))
-    layer._pack()
-    x = torch.randn(1, 1, 256)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_beside_first_calls() -> None:
+    """A child may be forked at any moment of another thread's first call."""
+    layer = fused_rnn.freeze(nn.LSTM(64, 64))
+    x = torch.randn(1, 1, 64)
+
+    def call() -> None:
+        for _ in range(200):
+            layer._pack()
+            layer(x)
+
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(layer, x)
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if layer(x)[0].isfinite().all() else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        first.result()
+        calls = pool.submit(call)
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if layer(x)[0].isfinite().all() else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        calls.result()
+
+
+def test_state_dict_in_threads_and_hooks() -> None:
+    cell = fused_rnn.freeze(nn.GRUCell(3, 4))
+    x = torch.randn(2, 3)
+    with ThreadPoolExecutor(3) as pool:
+        reads = [pool.submit(lambda: [cell.state_dict() for _ in range(300)]) for _ in range(3)]
+        assert not any(cell(x).requires_grad for _ in range(3000))
+        assert all(len(one) == 4 for read in reads for one in read.result())
+    cell.register_load_state_dict_pre_hook(lambda module, *_: module.state_dict() and None)
+    cell.load_state_dict(cell.state_dict())
+
+
+def test_wrapped_and_swapped() -> None:
+    class Same(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    layer = nn.GRU(3, 4)
+    layer.extra = nn.Parameter(torch.zeros(1))
+    fused_rnn.freeze(layer)
+    parametrize.register_parametrization(layer, "extra", Same())
+    x = torch.randn(2, 1, 3)
+    assert torch.equal(copy.deepcopy(layer)(x)[0], layer(x)[0])
+    fused_rnn.thaw(layer)  # Of a class that is not ours: left alone.
+    assert is_packed(layer, x)
+
+    layer, other = nn.LSTM(3, 4), nn.LSTM(3, 4)
+    expected = other(x)[0].detach()
+    fused_rnn.freeze(layer)(x)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.double().float().load_state_dict(other.state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert_close("output", layer(x)[0], expected, 2e-5)
+    assert is_packed(layer, x)
+
+
+def test_parameters_are_let_go() -> None:
+    layer = nn.GRU(3, 4)
+    layer.weight_hh_l0.owner = layer
+    parameter, module = weakref.ref(layer.weight_hh_l0), weakref.ref(layer)
+    fused_rnn.freeze(layer)
+    layer(torch.randn(2, 1, 3))
+    gc.collect()
+    assert parameter() is None
+    del layer
+    gc.collect()
+    assert module() is None
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRUCell"])

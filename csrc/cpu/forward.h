@@ -30,8 +30,8 @@ constexpr int64_t kStepsInPlace = 4;
 // 512: 8 steps 1.58 ms and 1.06, 16 steps 2.9 and 1.9; H = 256, 16 steps: no difference).
 constexpr int64_t kStepsInPlaceWide = 16;
 // Of one row's sums those of up to this many blocks of units are finished together, which hides the
-// latency of a cell's formula (AVX2, T = 60: GRU H = 32 12.9 us and 11.8, LSTM H = 20 13.1
-// and 11.5, H = 32 16.7 and 16.3; H from 64 on up to 3 % less; 4 or 16 blocks: no difference).
+// latency of a cell's formula (AVX2, T = 60: GRU H = 32 14.0 us and 12.5, LSTM H = 20 14.7
+// and 11.6; 4 or 16 blocks: no difference).
 constexpr int64_t kBlocksTogether = 8;
 // At most this many rows of a thread take their input products ahead of the steps,
 constexpr int64_t kRowsAhead = 4;

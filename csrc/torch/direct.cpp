@@ -181,17 +181,11 @@ struct Call {
     frozen = pybind11::cast<std::shared_ptr<Frozen>>(pybind11::handle(object));
     params.assign(frozen->params().begin(), frozen->params().end());
     if (params.size() < 2) return false;
-    // Tensors of inference mode have no version. Others than contiguous ones would be copied.
-    return std::all_of(params.begin(), params.end(), [&](const at::Tensor& param) {
-      return surroundings.plain(param) && !param.is_inference() && param.is_contiguous();
-    });
+    return std::all_of(params.begin(), params.end(),
+                       [&](const at::Tensor& param) { return surroundings.plain(param); });
   }
 
-  // Weights of a frozen module get no gradients.
-  bool needs_graph() const {
-    const at::TensorList trained = frozen == nullptr ? at::TensorList(params) : at::TensorList();
-    return fused_rnn::needs_graph(input, states, trained);
-  }
+  bool needs_graph() const { return fused_rnn::needs_graph(input, states, params); }
 
   // Other Python threads may run meanwhile if it takes longer than to let them.
   bool is_long() const {
@@ -200,37 +194,29 @@ struct Call {
     return rows * (params[0].numel() + params[1].numel()) > kMultiplyAdds;
   }
 
-  std::vector<at::Tensor> run() {
-    if (needs_graph()) return run_with_graph();
-    const at::AutoDispatchBelowADInplaceOrView guard;
+  std::vector<at::Tensor> run() const {
     std::optional<pybind11::gil_scoped_release> release;
-    if (frozen != nullptr) {
-      const Problem p = problem();
-      const std::shared_ptr<const PackedLayers> packed = frozen->packed(p);
+    const auto let_others_run = [&] {
       if (is_long()) release.emplace();
+    };
+    if (needs_graph()) {
+      let_others_run();
+      return single_cell
+                 ? cell_with_graph(input, states, params, cell)
+                 : sequence_with_graph(input, states, params, {}, cell, num_layers, bidirectional);
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    if (frozen != nullptr) {
+      const Problem p = single_cell ? Problem::cell(input, states, params, cell)
+                                    : Problem::sequence(input, states, params, {}, cell, num_layers,
+                                                        bidirectional);
+      const std::shared_ptr<const PackedLayers> packed = frozen->packed(p);
+      let_others_run();
       return infer(p, *packed);
     }
-    if (is_long()) release.emplace();
+    let_others_run();
     return single_cell ? fused_rnn::cell(input, states, params, cell)
                        : sequence(input, states, params, {}, cell, num_layers, bidirectional);
-  }
-
- private:
-  std::vector<at::Tensor> run_with_graph() {
-    if (frozen != nullptr) {
-      for (at::Tensor& param : params) param = param.detach();
-    }
-    std::optional<pybind11::gil_scoped_release> release;
-    if (is_long()) release.emplace();
-    return single_cell
-               ? cell_with_graph(input, states, params, cell)
-               : sequence_with_graph(input, states, params, {}, cell, num_layers, bidirectional);
-  }
-
-  Problem problem() const {
-    return single_cell
-               ? Problem::cell(input, states, params, cell)
-               : Problem::sequence(input, states, params, {}, cell, num_layers, bidirectional);
   }
 };
 

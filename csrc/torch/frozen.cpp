@@ -1,6 +1,5 @@
 #include "torch/frozen.h"
 
-#include <algorithm>
 #include <new>
 
 #include "cpu/workspace.h"
@@ -22,14 +21,7 @@ PackedLayers::PackedLayers(const Problem& p) {
 std::shared_ptr<const PackedLayers> Frozen::packed(const Problem& p) {
   const void* kernels = nullptr;
   with_kernels(p, [&](const auto& run) { kernels = &run; });
-  const bool as_it_was =
-      packed_ != nullptr && kernels == kernels_ &&
-      std::equal(params_.begin(), params_.end(), seen_.begin(),
-                 [&](const at::Tensor& param, const Seen& seen) { return see(param) == seen; });
-  if (!as_it_was) {
-    packed_ = nullptr;  // The memory of the old ones first.
-    seen_.clear();
-    for (const at::Tensor& param : params_) seen_.push_back(see(param));
+  if (packed_ == nullptr || kernels != kernels_) {
     packed_ = std::make_shared<const PackedLayers>(p);
     kernels_ = kernels;
   }

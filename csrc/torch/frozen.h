@@ -26,32 +26,21 @@ class PackedLayers {
   std::vector<std::unique_ptr<std::byte, Free>> blocks_;
 };
 
-// The parameters of a layer or cell whose owner vouches that they seldom change, and never in a way
-// that torch does not count: by operators in place, which raise a tensor's version, or by a new
-// `data`, but not by writing to the memory of the old one.
+// The weights of a layer or cell that nobody changes as long as this has them.
 class Frozen {
  public:
   explicit Frozen(std::vector<at::Tensor> params) : params_(std::move(params)) {}
 
   // As the ops take them.
-  at::TensorList params() const { return params_; }
+  const std::vector<at::Tensor>& params() const { return params_; }
 
   // For a call that was made of params(): packed now, unless an earlier call with the same kernels
-  // has done so and they are as they were. To be called with Python's lock, which guards this
-  // object: a lock of its own could be left locked in a child that another thread forks.
+  // has done so. To be called with Python's lock, which guards this object: a lock of its own could
+  // be left locked in a child that another thread forks.
   std::shared_ptr<const PackedLayers> packed(const Problem& p);
 
  private:
-  // What of a parameter tells whether it is as it was.
-  struct Seen {
-    const void* data;
-    int64_t version;
-    bool operator==(const Seen&) const = default;
-  };
-  Seen see(const at::Tensor& param) const { return {param.const_data_ptr(), param._version()}; }
-
   std::vector<at::Tensor> params_;
-  std::vector<Seen> seen_;
   const void* kernels_ = nullptr;
   std::shared_ptr<const PackedLayers> packed_;
 };

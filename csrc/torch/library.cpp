@@ -186,9 +186,13 @@ PYBIND11_MODULE(_C, m) {
         "GB/s at which one thread reads a block of this size again and again.");
   pybind11::class_<fused_rnn::Frozen, std::shared_ptr<fused_rnn::Frozen>>(
       m, "Frozen",
-      "The parameters of a layer or cell, as the ops take them, and what the kernels read in their "
-      "place: packed at the first call, and again when torch has counted a change.")
-      .def(pybind11::init<std::vector<at::Tensor>>(), pybind11::arg("params"));
+      "The weights of a layer or cell, as the ops take them, that nobody changes, and what the "
+      "kernels read in their place, packed at the first call.")
+      .def(pybind11::init<std::vector<at::Tensor>>(), pybind11::arg("params"))
+      .def(pybind11::pickle([](const fused_rnn::Frozen& frozen) { return frozen.params(); },
+                            [](std::vector<at::Tensor> params) {
+                              return std::make_shared<fused_rnn::Frozen>(std::move(params));
+                            }));
   if (PyModule_AddFunctions(m.ptr(), fused_rnn::direct_methods) != 0)
     throw pybind11::error_already_set();
 }
