@@ -782,9 +782,10 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
                           : lanes_in_place ? OneStep::ByLanes::lanes_size(I)
                                            : 0;
   const int64_t h_lanes = lanes_in_place ? OneStep::ByLanes::lanes_size(O) : 0;
+  plan.packed.packs_x = !plan.x_in_place;
+  plan.packed.packs_h = !plan.h_in_place;
   const auto lay_out = [&](Arena arena) {
-    if (args.packed == nullptr)
-      plan.packed.lay_out(arena, shape, !plan.x_in_place, !plan.h_in_place);
+    if (args.packed == nullptr) plan.packed.lay_out(arena, shape);
     plan.unprojected = arena.take<E>(shape.P > 0 ? shape.B * H : 0);
     plan.states = arena.take<T>(plan.kKeepsState ? shape.B * H : 0);
     plan.zeros = arena.take<T>(H);

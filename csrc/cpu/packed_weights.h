@@ -9,7 +9,11 @@ struct PackedWeights {
   static constexpr int kAbreast = vectors_abreast(Cell::kGates);
   static constexpr int kStride = kAbreast * Operand<E>::kElements;
 
-  // Panels have k in whole groups (simd/operand.h). Null: not packed.
+  // Whether the weights are packed, or read where they are.
+  bool packs_x = true;
+  bool packs_h = true;
+
+  // Panels have k in whole groups (simd/operand.h).
   E* x = nullptr;           // [blocks][G / kAbreast][I][kAbreast][kLanes]
   E* h = nullptr;           // [blocks][G / kAbreast][O][kAbreast][kLanes]
   T* bias = nullptr;        // [blocks][kSums][kLanes]
@@ -19,24 +23,22 @@ struct PackedWeights {
   static int64_t panel(int64_t K) { return depth_of<E>(K) * Cell::kGates * kLanes; }
   static int64_t part(int64_t K) { return depth_of<E>(K) * kAbreast * kLanes; }
 
-  void lay_out(Arena& arena, const SequenceShape& shape, bool pack_x, bool pack_h) {
+  void lay_out(Arena& arena, const SequenceShape& shape) {
     const int64_t blocks = blocks_of<T>(shape.H);
-    x = pack_x ? arena.take<E>(blocks * panel(shape.I)) : nullptr;
-    h = pack_h ? arena.take<E>(blocks * panel(shape.hidden())) : nullptr;
+    x = arena.take<E>(packs_x ? blocks * panel(shape.I) : 0);
+    h = arena.take<E>(packs_h ? blocks * panel(shape.hidden()) : 0);
     bias = arena.take<T>(blocks * Cell::kSums * kLanes);
     projection = arena.take<E>(blocks_of<T>(shape.P) * depth_of<E>(shape.H) * kLanes);
   }
 
   // One part of `team`.
   void pack(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team, int64_t part_id) {
+    const int64_t O = shape.hidden();
     const Range units = share(blocks_of<T>(shape.H), team, part_id);
     for (int64_t block = units.begin; block < units.end; ++block) {
-      if (x != nullptr)
+      if (packs_x)
         pack_gates(w.w_ih, Cell::kGates, shape.H, shape.I, block, x + block * panel(shape.I));
-      if (h != nullptr) {
-        const int64_t O = shape.hidden();
-        pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, h + block * panel(O));
-      }
+      if (packs_h) pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, h + block * panel(O));
       add_biases(shape.H, w, block);
     }
     const Range projected = share(blocks_of<T>(shape.P), team, part_id);
@@ -70,7 +72,7 @@ template <typename Cell, typename E>
 size_t lay_out_packed(const SequenceShape& shape, std::byte* block,
                       PackedWeights<Cell, E>& weights) {
   Arena arena(block);
-  weights.lay_out(arena, shape, true, true);
+  weights.lay_out(arena, shape);
   return arena.used();
 }
 
