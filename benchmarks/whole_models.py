@@ -1,9 +1,10 @@
 """Times whole models of the literature before and after `fused_rnn.accelerate`, in turn.
 
-Inference and a whole training step (forward, loss, backward, optimizer) of every model in models/,
-on data made up at random, of a size as in the literature or a little below. Two copies of the
-model start from the same weights; one of them is accelerated. Before they are timed they must
-agree on what they infer and on the losses of their first steps of training. The column `recurrent`
+Inference, inference with frozen weights (`fused_rnn.freeze`) and a whole training step (forward,
+loss, backward, optimizer) of every model in models/, on data made up at random, of a size as in the
+literature or a little below. Three copies of the model start from the same weights; one of them is
+accelerated and one is frozen. Before they are timed they must agree on what they infer and, but for
+the frozen one, on the losses of their first steps of training. The column `recurrent`
 is the share of the inference time of the copy on torch.nn that goes into recurrent layers and
 cells: more than that cannot be won.
 
@@ -41,9 +42,11 @@ QUICK_SECONDS = 0.5
 # Steps of training whose losses must agree before the time is taken.
 STEPS = 4
 
-MODES: dict[str, Callable[[Subject], Workload]] = {
-    "inference": lambda subject: subject.infer,
-    "training": lambda subject: subject.train,
+# Which copy is timed against the one on torch.nn, and doing what.
+MODES: dict[str, tuple[str, Callable[[Subject], Workload]]] = {
+    "inference": ("fused", lambda subject: subject.infer),
+    "frozen": ("frozen", lambda subject: subject.infer),
+    "training": ("fused", lambda subject: subject.train),
 }
 
 
@@ -65,10 +68,11 @@ class Result:
         return self.torch / self.fused
 
 
-def build_both(name: str, tiny: bool = False) -> dict[str, Subject]:
-    """Two equal subjects, the second accelerated."""
-    subjects = {"torch": build(name, tiny), "fused": build(name, tiny)}
+def build_all(name: str, tiny: bool = False) -> dict[str, Subject]:
+    """Equal subjects: as it is, accelerated, and frozen."""
+    subjects = {library: build(name, tiny) for library in ("torch", "fused", "frozen")}
     fused_rnn.accelerate(subjects["fused"].net)
+    fused_rnn.freeze(subjects["frozen"].net)
     return subjects
 
 
@@ -85,14 +89,16 @@ def largest_difference(theirs: tuple[Tensor, ...], ours: tuple[Tensor, ...]) -> 
 
 
 def differences(subjects: dict[str, Subject]) -> dict[str, float]:
-    """How far the subjects are apart in what they infer and, over a few steps, in their losses."""
-    inferred = [subject.infer() for subject in subjects.values()]
+    """How far the subjects are from the one on torch.nn in what they infer and, over a few steps,
+    in their losses."""
+    inferred = {library: subject.infer() for library, subject in subjects.items()}
     losses = [
-        tuple(loss for _ in range(STEPS) for loss in subject.train())
-        for subject in subjects.values()
+        tuple(loss for _ in range(STEPS) for loss in subjects[library].train())
+        for library in ("torch", "fused")
     ]
     return {
-        "inference": largest_difference(inferred[0], inferred[1]),
+        "inference": largest_difference(inferred["torch"], inferred["fused"]),
+        "frozen": largest_difference(inferred["torch"], inferred["frozen"]),
         # Each loss against itself: they fall.
         "training": max(
             largest_difference((theirs,), (ours,)) for theirs, ours in zip(*losses, strict=True)
@@ -133,15 +139,15 @@ def recurrent_share(subject: Subject) -> float:
 
 def measure(name: str, threads: int, budget: float) -> list[Result]:
     torch.set_num_threads(threads)
-    subjects = build_both(name)
+    subjects = build_all(name)
     apart = differences(subjects)
     for mode, difference in apart.items():
         if not difference <= TOLERANCE["float32"]:
             raise SystemExit(f"{name}: {mode} differs from torch by {difference:.1e}")
     share = recurrent_share(subjects["torch"])
     results: list[Result] = []
-    for mode, choose in MODES.items():
-        contestants = {library: choose(subject) for library, subject in subjects.items()}
+    for mode, (ours, choose) in MODES.items():
+        contestants = {library: choose(subjects[library]) for library in ("torch", ours)}
         gc.collect()
         gc.disable()
         seconds = time_in_turn(contestants, budget)
@@ -153,8 +159,8 @@ def measure(name: str, threads: int, budget: float) -> list[Result]:
                 mode=mode,
                 threads=threads,
                 torch=seconds["torch"],
-                fused=seconds["fused"],
-                recurrent=share if mode == "inference" else None,
+                fused=seconds[ours],
+                recurrent=share if mode != "training" else None,
                 largest_difference=apart[mode],
             )
         )
