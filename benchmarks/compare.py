@@ -152,6 +152,7 @@ def measure(row: Row, threads: int, peer_names: Iterable[str], budget: float) ->
     gc.disable()
     seconds = time_in_turn(contestants, budget)
     gc.enable()
+    limit = limit_seconds(row, threads)
 
     def result(category: str, fused: float) -> Result:
         return Result(
@@ -162,7 +163,7 @@ def measure(row: Row, threads: int, peer_names: Iterable[str], budget: float) ->
             threads=threads,
             seconds=seconds | {"fused": fused},
             **rates(row, fused, threads),
-            limit=limit_seconds(row, threads),
+            limit=limit,
         )
 
     frozen = seconds.pop("frozen", None)

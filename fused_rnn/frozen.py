@@ -2,7 +2,9 @@
 
 A frozen module has no parameters: its weights are a copy of those it had. Nothing outside can
 change them, so what is packed cannot go stale; what changes them through the module,
-`load_state_dict` and `to`, packs them again.
+`load_state_dict` and `to`, packs them again. Where weights were tied, so are their copies, and a
+shallow copy of a module shares them: that another module has changed one the compiled extension
+sees by the tensor's version.
 """
 
 import weakref
@@ -263,7 +265,8 @@ def _constant(weight: Tensor | None, before: Tensor | None) -> Tensor | None:
 
     if weight is None or (before is not None and seen(weight) == seen(before)):
         return before
-    return weight.detach()
+    # Tensors made in inference mode have no version.
+    return _copy(weight) if weight.is_inference() else weight.detach()
 
 
 def _copy(weight: Tensor | None) -> Tensor | None:

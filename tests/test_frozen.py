@@ -53,7 +53,7 @@ def is_packed(module: Any, *arguments: Any) -> bool:
     with torch.no_grad():
         before = flatten(module(*arguments))
         for weight in module._weights():
-            weight.zero_()
+            weight.data.zero_()
         after = flatten(module(*arguments))
     return all(map(torch.equal, before, after))
 
@@ -241,7 +241,7 @@ def test_weights_are_a_snapshot(name: str, how: str) -> None:
     parameters = list(module.parameters())
     hx = None if name == "LSTM" else torch.randn(2, 4)
     x = torch.randn(2, 3)
-    expected = [flatten(module(x, hx))[0].detach()]
+    expected = flatten(module(x, hx))[0].detach()
     fused_rnn.freeze(module)
     compiled = torch.compile(module, backend="aot_eager")
 
@@ -264,11 +264,11 @@ def test_weights_are_a_snapshot(name: str, how: str) -> None:
             list(module.state_dict().values())[1].mul_(3)
             getattr(module, "weight_hh_l0" if name == "LSTM" else "weight_hh").mul_(3)
     for output in run():
-        assert_close("output", output, expected[0], 2e-5)
+        assert_close("output", output, expected, 2e-5)
     # What is thawed has the weights it had frozen, in the parameters that the list still holds.
     fused_rnn.thaw(module)
     assert all(map(operator.is_, module.parameters(), parameters))
-    assert_close("thawed", flatten(module(x, hx))[0].detach(), expected[0], 2e-5)
+    assert_close("thawed", flatten(module(x, hx))[0].detach(), expected, 2e-5)
 
 
 @pytest.mark.parametrize("name", ["GRU", "GRUCell"])
@@ -417,6 +417,26 @@ def test_ties_and_shallow_copies() -> None:
     assert other.weight_hh_l0 is layer.weight_hh_l0
 
 
+@pytest.mark.parametrize("how", ["tied", "shallow copy"])
+def test_weights_changed_through_another_module(how: str) -> None:
+    layer, other, source = (fused_rnn.GRU(3, 4) for _ in range(3))
+    for name, parameter in layer.named_parameters():
+        setattr(other, name, parameter)
+    fused_rnn.freeze(nn.ModuleList([layer, other]))
+    if how == "shallow copy":
+        other = copy.copy(layer)
+    x = torch.randn(5, 2, 3)
+    layer(x), other(x)
+    other.load_state_dict(source.state_dict())
+    expected = source(x)[0].detach()
+    for module in (layer, other):
+        assert_close("output", module(x)[0], expected, 2e-5)
+        (transformed,) = torch.func.vmap(module)(x[None])[0]  # Not from the packed weights.
+        assert_close("vmap", transformed, expected, 2e-5)
+        assert module._fused_rnn_packed is not None
+        assert torch.equal(module.weight_hh_l0, source.weight_hh_l0)
+
+
 def test_freezing_that_fails_changes_nothing() -> None:
     layer = nn.GRU(3, 4)
     names = [name for name, _ in layer.named_parameters()]
@@ -465,6 +485,9 @@ def test_tensors_that_cannot_be_packed() -> None:
     with torch.inference_mode():
         made_there = fused_rnn.freeze(nn.GRU(3, 4))
     assert is_packed(made_there, x)
+    with torch.inference_mode():
+        made_there.double()
+    assert is_packed(made_there, x.double())
 
 
 def test_a_cell_without_weights() -> None:

@@ -1,5 +1,6 @@
 #include "torch/frozen.h"
 
+#include <algorithm>
 #include <new>
 
 #include "cpu/workspace.h"
@@ -21,7 +22,13 @@ PackedLayers::PackedLayers(const Problem& p) {
 std::shared_ptr<const PackedLayers> Frozen::packed(const Problem& p) {
   const void* kernels = nullptr;
   with_kernels(p, [&](const auto& run) { kernels = &run; });
-  if (packed_ == nullptr || kernels != kernels_) {
+  const bool unchanged = std::equal(
+      params_.begin(), params_.end(), versions_.begin(), versions_.end(),
+      [](const at::Tensor& param, int64_t version) { return param._version() == version; });
+  if (packed_ == nullptr || kernels != kernels_ || !unchanged) {
+    packed_ = nullptr;  // Its memory is free before the next is taken.
+    versions_.clear();
+    for (const at::Tensor& param : params_) versions_.push_back(param._version());
     packed_ = std::make_shared<const PackedLayers>(p);
     kernels_ = kernels;
   }

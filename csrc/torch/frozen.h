@@ -26,7 +26,8 @@ class PackedLayers {
   std::vector<std::unique_ptr<std::byte, Free>> blocks_;
 };
 
-// The weights of a layer or cell that nobody changes as long as this has them.
+// The weights of a frozen module (frozen.py). Only through such modules are they changed, where
+// others share them, and only by operators in place, which raise a tensor's version.
 class Frozen {
  public:
   explicit Frozen(std::vector<at::Tensor> params) : params_(std::move(params)) {}
@@ -35,12 +36,13 @@ class Frozen {
   const std::vector<at::Tensor>& params() const { return params_; }
 
   // For a call that was made of params(): packed now, unless an earlier call with the same kernels
-  // has done so. To be called with Python's lock, which guards this object: a lock of its own could
-  // be left locked in a child that another thread forks.
+  // has done so and they have not changed since. To be called with Python's lock, which guards this
+  // object: a lock of its own could be left locked in a child that another thread forks.
   std::shared_ptr<const PackedLayers> packed(const Problem& p);
 
  private:
   std::vector<at::Tensor> params_;
+  std::vector<int64_t> versions_;  // of params_, and the kernels, that packed_ was made of
   const void* kernels_ = nullptr;
   std::shared_ptr<const PackedLayers> packed_;
 };

@@ -186,8 +186,8 @@ PYBIND11_MODULE(_C, m) {
         "GB/s at which one thread reads a block of this size again and again.");
   pybind11::class_<fused_rnn::Frozen, std::shared_ptr<fused_rnn::Frozen>>(
       m, "Frozen",
-      "The weights of a layer or cell, as the ops take them, that nobody changes, and what the "
-      "kernels read in their place, packed at the first call.")
+      "The weights of a frozen module, as the ops take them, and what the kernels read in their "
+      "place: packed at the first call, and at the next one after a change in place.")
       .def(pybind11::init<std::vector<at::Tensor>>(), pybind11::arg("params"))
       .def(pybind11::pickle([](const fused_rnn::Frozen& frozen) { return frozen.params(); },
                             [](std::vector<at::Tensor> params) {

@@ -5,23 +5,23 @@
 
 namespace fused_rnn {
 
-namespace avx512 {
-template <typename T>
-const Kernels<T>& kernel_table() {
-  static constexpr Kernels<T> kNone{};
-  return kNone;
-}
-template const Kernels<float>& kernel_table<float>();
-template const Kernels<double>& kernel_table<double>();
-}  // namespace avx512
-
-namespace avx512_bf16 {
 template <typename E>
-const Kernels<E>& kernel_table() {
+const Kernels<E>& no_kernels() {
   static constexpr Kernels<E> kNone{};
   return kNone;
 }
-template const Kernels<bfloat16>& kernel_table<bfloat16>();
-}  // namespace avx512_bf16
+
+template <>
+const Kernels<float>& avx512::kernel_table<float>() {
+  return no_kernels<float>();
+}
+template <>
+const Kernels<double>& avx512::kernel_table<double>() {
+  return no_kernels<double>();
+}
+template <>
+const Kernels<bfloat16>& avx512_bf16::kernel_table<bfloat16>() {
+  return no_kernels<bfloat16>();
+}
 
 }  // namespace fused_rnn
