@@ -17,12 +17,15 @@ class PackedLayers {
  public:
   explicit PackedLayers(const Problem& p);
 
+  // Whether these are the kernels that can read it.
+  bool are_for(const void* kernels) const { return kernels == kernels_; }
   const std::byte* at(int64_t group) const { return blocks_[static_cast<size_t>(group)].get(); }
 
  private:
   struct Free {
     void operator()(std::byte* block) const { std::free(block); }
   };
+  const void* kernels_ = nullptr;
   std::vector<std::unique_ptr<std::byte, Free>> blocks_;
 };
 
@@ -42,8 +45,7 @@ class Frozen {
 
  private:
   std::vector<at::Tensor> params_;
-  std::vector<int64_t> versions_;  // of params_, and the kernels, that packed_ was made of
-  const void* kernels_ = nullptr;
+  std::vector<int64_t> versions_;  // of params_, that packed_ was made of
   std::shared_ptr<const PackedLayers> packed_;
 };
 

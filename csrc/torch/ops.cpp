@@ -65,7 +65,8 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
       ForwardArgs<E>& args = directions[direction];
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<E>(p, group);
-      if (packed != nullptr) args.packed = packed->at(group);
+      // Another thread may have chosen another instruction set since.
+      if (packed != nullptr && packed->are_for(&run)) args.packed = packed->at(group);
       args.x = x;
       args.x_stride = p.input_size(layer);
       args.h0 = slice(data<E>(p.state(0)), group, p.B, O);

@@ -37,9 +37,9 @@ std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Te
                                       const at::Tensor& reserve, std::string_view cell,
                                       const Flags& wanted);
 
-// The results of a call, not for training, from weights that were packed before.
 class PackedLayers;
 class Problem;
+// The results of a call, not for training, from weights that were packed before.
 std::vector<at::Tensor> infer(const Problem& p, const PackedLayers& packed);
 
 // Whether a call must be recorded for a backward pass, and the ops that record it (autograd.cpp).
