@@ -28,6 +28,10 @@ CASES = [
         Case(kind, 1, 40, 33, 5),
         # Rows are divided, and the batch falls below the second thread's first row.
         Case(kind, 30, 40, 33, 65, lengths=LONG_TAIL, bidirectional=True),
+        # Layers at the same time: one row, several layers to a thread, a falling batch.
+        Case(kind, 160, 1, 1, 32, L=2),
+        Case(kind, 40, 3, 7, 33, L=5),
+        Case(kind, 40, 40, 7, 17, L=3, lengths=LONG_TAIL[:1] + (40,) * 5 + LONG_TAIL[:-6]),
     )
 ]
 
@@ -51,6 +55,22 @@ def test_one_and_more_threads_agree(case: Case) -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         results.append(compute(case, layer))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert_close("result", two, one, 2e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_and_more_threads_agree_without_gradients(case: Case) -> None:
+    layer = case.module(fused_rnn, torch.float32)
+    x, states = case.tensors(torch.float32)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            output, hx = layer(case.pack(x), case.hx_of(states))
+        data = output if case.lengths is None else output.data
+        results.append([data, *(hx if isinstance(hx, tuple) else [hx])])
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert_close("result", two, one, 2e-5)

@@ -41,6 +41,7 @@ struct BackwardPlan {
   using T = sum_t<E>;
 
   const BackwardArgs<E>& args;
+  Neighbours neighbours;
   int64_t N = 0;
   int64_t chunk_rows = 0;
   bool want_weights = false;
@@ -200,6 +201,31 @@ struct Chunk {
   }
 };
 
+// grad_x of some of the chunk's rows: deltas of the sums that x is in, times w_ih.
+template <typename Cell, typename E>
+void input_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, Range rows) {
+  const BackwardArgs<E>& args = plan.args;
+  const int64_t I = args.shape.I;
+  const int64_t H = args.shape.H;
+  bool add = args.add_to_grad_x;
+  int64_t gate = 0;  // of w_ih
+  for (const DeltaColumns& set : Cell::kColumns) {
+    if (!set.x) continue;
+    const int64_t gates = set.end - set.begin;
+    multiply_rows(Product<E>{plan.deltas + rows.begin * plan.delta_stride() + set.begin * H,
+                             plan.delta_stride(),
+                             {},
+                             gates * H,
+                             args.grad_x + (chunk.lowest + rows.begin) * I,
+                             I,
+                             I,
+                             add},
+                  {args.weights.w_ih + gate * H * I, I}, rows.size(), plan.part);
+    gate += gates;
+    add = true;
+  }
+}
+
 template <typename Cell, typename E>
 void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, int64_t done,
                     int64_t batch_before, const Share& mine, Barrier::Member& member) {
@@ -211,6 +237,8 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
   const int64_t D = plan.delta_stride();
   const int64_t depth = plan.depth();
   Steps steps = chunk.steps;
+  Neighbours neighbours = plan.neighbours;
+  Range fresh{0, 0};  // rows of the chunk whose gradient of x the next layer waits for
   int64_t later_batch = batch_before;
   const E* later_deltas = plan.boundary;  // of the later step, rows later_stride apart
   int64_t later_stride = depth;
@@ -225,6 +253,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
     const int64_t prev_offset =
         prev_t < step.t ? step.offset - prev_batch : step.offset + step.batch;
     E* const deltas = plan.deltas + (step.offset - chunk.lowest) * D;
+    neighbours.await(done + s + 1);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = mine.rows.begin + i;
       const int64_t n = step.offset + row;
@@ -314,6 +343,18 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
           for (int64_t u = own.begin; u < own.end; ++u)
             args.grad_c0[row * H + u] = plan.dc[row * H + u];
         }
+      }
+    }
+
+    if (neighbours.has_after()) {
+      const int64_t first_row = step.offset - chunk.lowest;
+      if (fresh.size() == 0) fresh = {first_row, first_row};
+      if (first_row < fresh.begin) fresh.begin = first_row;
+      if (first_row + step.batch > fresh.end) fresh.end = first_row + step.batch;
+      if ((s + 1) % kStepsBehind == 0 || s + 1 == chunk.count) {
+        input_products(plan, chunk, fresh);
+        fresh = {0, 0};
+        neighbours.reach(done + s + 1);
       }
     }
 
@@ -435,35 +476,9 @@ void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& ch
   }
 }
 
-// grad_x of the chunk's rows: deltas of the sums that x is in, times w_ih.
 template <typename Cell, typename E>
-void input_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, int id,
-                    int team) {
-  const BackwardArgs<E>& args = plan.args;
-  const int64_t I = args.shape.I;
-  const int64_t H = args.shape.H;
-  const Range mine = share(chunk.size, team, id);
-  bool add = args.add_to_grad_x;
-  int64_t gate = 0;  // of w_ih
-  for (const DeltaColumns& set : Cell::kColumns) {
-    if (!set.x) continue;
-    const int64_t gates = set.end - set.begin;
-    multiply_rows(Product<E>{plan.deltas + mine.begin * plan.delta_stride() + set.begin * H,
-                             plan.delta_stride(),
-                             {},
-                             gates * H,
-                             args.grad_x + (chunk.lowest + mine.begin) * I,
-                             I,
-                             I,
-                             add},
-                  {args.weights.w_ih + gate * H * I, I}, mine.size(), plan.part);
-    gate += gates;
-    add = true;
-  }
-}
-
-template <typename Cell, typename E>
-void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
+void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
+                    const Neighbours& neighbours = {}) {
   using T = sum_t<E>;
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr bool kGrouped = Operand<E>::kGroup > 1;
@@ -472,7 +487,7 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
   const int64_t P = shape.P;
   const int64_t O = shape.hidden();
 
-  BackwardPlan<Cell, E> plan{args};
+  BackwardPlan<Cell, E> plan{args, neighbours};
   const Steps first_step(shape, true);
   plan.N = first_step.rows();
   const int64_t D = plan.delta_stride();
@@ -558,7 +573,8 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads) {
         member.wait();
       }
       if (plan.want_weights) weight_products(own, chunk, done > 0, id, team);
-      if (args.grad_x != nullptr) input_products(own, chunk, id, team);
+      if (args.grad_x != nullptr && !neighbours.has_after())
+        input_products(own, chunk, share(chunk.size, team, id));
 
       for (int64_t i = 1; i < chunk.count; ++i) steps.next();
       const Step last = steps.now();

@@ -135,6 +135,7 @@ struct ForwardPlan {
   using Packed = PackedWeights<Cell, E>;
 
   const ForwardArgs<E>& args;
+  Neighbours neighbours;
   int64_t blocks = 0;       // of units
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
@@ -632,6 +633,12 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
   const Range own_hidden = columns_of<T>(mine.hidden, O);
 
   Steps steps(shape, false);
+  Neighbours neighbours = plan.neighbours;
+  // One step more than is read: out may be what the layer before the one before wrote, who reads
+  // its own h from there in its next step.
+  const auto await_input = [&](int64_t steps) {
+    neighbours.await(steps < shape.T ? steps + 1 : steps);
+  };
   int64_t previous_batch = 0;
   int64_t previous_offset = 0;
   int64_t ahead_until = 0;  // steps whose input products are there
@@ -650,6 +657,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
           plan.ahead_x[count++] = args.x + (then.offset + row) * args.x_stride;
         if (ahead_until + 1 < shape.T) later.next();
       }
+      await_input(ahead_until);
       if (plan.x_as_lanes) {
         input_products_as_lanes(plan, count, mine.units);
       } else {
@@ -658,6 +666,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
       }
       ahead_row = 0;
     }
+    if (!plan.ahead) await_input(s + 1);
 
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = mine.rows.begin + i;
@@ -726,12 +735,14 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     }
     previous_batch = step.batch;
     previous_offset = step.offset;
+    neighbours.reach(s + 1);
     if (!mine.alone) member.wait();
   }
 }
 
 template <typename Cell, typename E>
-void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
+void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
+                   const Neighbours& neighbours = {}) {
   using T = sum_t<E>;
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int kGates = Cell::kGates;
@@ -740,7 +751,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
   const int64_t H = shape.H;
   const int64_t O = shape.hidden();
 
-  ForwardPlan<Cell, E> plan{args};
+  ForwardPlan<Cell, E> plan{args, neighbours};
   plan.blocks = blocks_of<T>(H);
   const Split wanted = split_work<Cell, E>(shape, threads.limit);
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
@@ -772,6 +783,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads) {
       plan.x_in_place = true;
       plan.steps_ahead = kRows / shape.B;
     }
+    if (neighbours.has_before() && plan.steps_ahead > kStepsBehind) plan.steps_ahead = kStepsBehind;
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
   }
 

@@ -24,7 +24,7 @@
 //
 #include "cpu/backward.h"
 //
-#include "cpu/directions.h"
+#include "cpu/layers.h"
 
 // run.operator()<Cell>() with the cell of this kind.
 template <typename Run>
@@ -43,13 +43,17 @@ auto with_cell(CellKind kind, const Run& run) {
 }
 
 template <typename E>
-void forward(CellKind kind, const ForwardArgs<E>* args, int directions, const Threads& threads) {
-  with_cell(kind, [&]<typename Cell>() { forward_directions<Cell>(args, directions, threads); });
+void forward(CellKind kind, const ForwardArgs<E>* args, int layers, int directions,
+             const Threads& threads) {
+  with_cell(kind,
+            [&]<typename Cell>() { forward_layers<Cell>(args, layers, directions, threads); });
 }
 
 template <typename E>
-void backward(CellKind kind, const BackwardArgs<E>* args, int directions, const Threads& threads) {
-  with_cell(kind, [&]<typename Cell>() { backward_directions<Cell>(args, directions, threads); });
+void backward(CellKind kind, const BackwardArgs<E>* args, int layers, int directions,
+              const Threads& threads) {
+  with_cell(kind,
+            [&]<typename Cell>() { backward_layers<Cell>(args, layers, directions, threads); });
 }
 
 template <typename E>

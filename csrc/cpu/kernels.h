@@ -141,16 +141,22 @@ struct BackwardArgs {
 struct Threads {
   int limit;
   void (*run)(int count, void (*body)(void* context, int id, int team), void* context);
+
+  Threads one() const { return {1, run}; }
 };
 
 template <typename E>
 struct Kernels {
   using T = sum_t<E>;
 
-  // One or two directions of a layer, which differ in no size. Of two backward, both or neither
-  // have a grad_x, the same, and only the second adds to it.
-  void (*forward)(CellKind, const ForwardArgs<E>* directions, int count, const Threads&);
-  void (*backward)(CellKind, const BackwardArgs<E>* directions, int count, const Threads&);
+  // A stack of layers in one or two directions, [layers][directions], in the order in which each
+  // gives to the next what it begins with: its out, an x, or going backward its grad_x, a grad_out.
+  // Layers and directions may run at the same time. Only I may differ, between the first layer and
+  // the others. `out` of a layer may be that of the last but one before it, and so may grad_x. Of
+  // two directions backward, both or neither have a grad_x, the same, and only the second adds to
+  // it.
+  void (*forward)(CellKind, const ForwardArgs<E>*, int layers, int directions, const Threads&);
+  void (*backward)(CellKind, const BackwardArgs<E>*, int layers, int directions, const Threads&);
   // The weights of a layer in one direction as the forward pass reads them, for callers that use
   // them many times: how many bytes that takes, and writing it, to a block aligned to 64 bytes.
   // Only I, H and P of the shape are looked at. Other kernels, of another instruction set or type,

@@ -1,5 +1,9 @@
 // How a team divides a layer: by rows, which are independent, or by blocks of units.
 
+// Steps that a layer is behind the one before it where both run at the same time: of one row, a
+// tile of input products (12 steps: no faster).
+constexpr int64_t kStepsBehind = kTileRows;
+
 struct Split {
   int rows;
   int units;

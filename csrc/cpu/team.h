@@ -13,6 +13,22 @@
 
 namespace fused_rnn {
 
+// Waits until `holds`: a waiter spins, since a step takes microseconds, then yields, since there
+// may be fewer cores than threads.
+template <typename Condition>
+void wait_until(const Condition& holds) {
+  constexpr int kSpins = 1000;  // tens of microseconds
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (holds()) return;
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+  while (!holds()) std::this_thread::yield();
+}
+
 // Where all threads of a team wait until the last has come. It takes rounds: in round r thread i
 // tells thread i + 2^r that it has come, as have all who told it so before, and waits to be told by
 // thread i - 2^r (dissemination; Hensgen, Finkel and Manber, 1988). Two threads write one line each
@@ -40,18 +56,11 @@ class Barrier {
     }
 
    private:
-    // A waiter spins, since a step takes microseconds, then yields, since there may be fewer cores
-    // than threads.
     void await(const std::atomic<unsigned>& told) const {
       // Whoever tells may already be at the next barrier.
-      const auto has_come = [&] {
+      wait_until([&] {
         return static_cast<int>(told.load(std::memory_order_acquire) - generation_) >= 0;
-      };
-      for (int spins = 0; spins < kSpins; ++spins) {
-        if (has_come()) return;
-        pause();
-      }
-      while (!has_come()) std::this_thread::yield();
+      });
     }
 
     Barrier& barrier_;
@@ -60,24 +69,54 @@ class Barrier {
   };
 
  private:
-  static constexpr int kSpins = 1000;  // tens of microseconds
-
   struct alignas(64) Line {
     std::atomic<unsigned> generation{0};
   };
 
   Line& line(int round, int id) { return told_[static_cast<size_t>(round * most_ + id)]; }
 
-  static void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-
   int most_;
   std::unique_ptr<Line[]> told_;  // [rounds][most]
+};
+
+// How many steps of a layer are done, for the layer that begins with its results.
+class alignas(64) Progress {
+ public:
+  void reach(int64_t steps) { done_.store(steps, std::memory_order_release); }
+
+  // Returns how many are done: at least `steps`.
+  int64_t await(int64_t steps) const {
+    int64_t done = 0;
+    wait_until([&] { return (done = done_.load(std::memory_order_acquire)) >= steps; });
+    return done;
+  }
+
+ private:
+  std::atomic<int64_t> done_{0};
+};
+
+// A layer among those of a stack that run at the same time, each on a thread of its own: it begins
+// with the results of the one before it and gives its own to the one after. Neither, where layers
+// run one after another.
+class Neighbours {
+ public:
+  Neighbours() = default;
+  Neighbours(const Progress* before, Progress* own) : before_(before), own_(own) {}
+
+  bool has_before() const { return before_ != nullptr; }
+  bool has_after() const { return own_ != nullptr; }
+
+  void await(int64_t steps) {
+    if (before_ != nullptr && seen_ < steps) seen_ = before_->await(steps);
+  }
+  void reach(int64_t steps) {
+    if (own_ != nullptr) own_->reach(steps);
+  }
+
+ private:
+  const Progress* before_ = nullptr;
+  Progress* own_ = nullptr;
+  int64_t seen_ = 0;  // steps of the one before
 };
 
 // body(id, team) on up to `count` threads.

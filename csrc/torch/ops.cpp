@@ -1,7 +1,8 @@
-// The CPU kernels of the ops: allocate what they return and run the layers one after another.
+// The CPU kernels of the ops: allocate what they return and run the layers.
 
 #include "torch/ops.h"
 
+#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -41,9 +42,9 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
                  const at::Tensor* hn, const at::Tensor* cn, const at::Tensor* reserve,
                  const PackedLayers* packed) {
   using T = sum_t<E>;
-  const Threads threads = torch_threads();
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
+  c10::SmallVector<ForwardArgs<E>, 2> all;
   E* const kept = reserve != nullptr ? mutable_data<E>(*reserve) : nullptr;
   // Outputs of inner layers are kept for the backward pass or, without one, dropped in turn.
   at::Tensor inner[2];
@@ -59,10 +60,9 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
       if (!buffer.defined()) buffer = empty({p.N, width}, p.operand);
       out = mutable_data<E>(buffer);
     }
-    ForwardArgs<E> directions[2] = {};
     for (int64_t direction = 0; direction < p.D; ++direction) {
       const int64_t group = layer * p.D + direction;
-      ForwardArgs<E>& args = directions[direction];
+      ForwardArgs<E>& args = all.emplace_back();
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<E>(p, group);
       // Another thread may have chosen another instruction set since.
@@ -82,9 +82,9 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
         if (p.traits.has_state) args.cells = sums_at(kept, p.cells_offset(layer, direction));
       }
     }
-    run.forward(p.kind, directions, static_cast<int>(p.D), threads);
     x = out;
   }
+  run.forward(p.kind, all.data(), static_cast<int>(p.L), static_cast<int>(p.D), torch_threads());
   if (kept != nullptr) {
     const E* const last = kept + p.output_offset(p.L - 1);
     std::copy(last, last + p.N * width, mutable_data<E>(output));
@@ -131,9 +131,9 @@ bool wanted_up_to(const Problem& p, const Gradients& g, int64_t layer) {
 template <typename E>
 void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
   using T = sum_t<E>;
-  const Threads threads = torch_threads();
   const int64_t O = p.hidden();
   const int64_t width = p.D * O;
+  c10::SmallVector<BackwardArgs<E>, 2> all;
   const E* const kept = data<E>(g.reserve);
   at::Tensor between[2];  // gradients of the outputs of inner layers
   const T* grad_out = data<T>(g.out);
@@ -146,10 +146,9 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       if (!buffer.defined()) buffer = empty({p.N, width}, p.compute);
       grad_x = mutable_data<T>(buffer);
     }
-    BackwardArgs<E> directions[2] = {};
     for (int64_t direction = 0; direction < p.D; ++direction) {
       const int64_t group = layer * p.D + direction;
-      BackwardArgs<E>& args = directions[direction];
+      BackwardArgs<E>& args = all.emplace_back();
       args.shape = p.shape(layer, direction);
       args.weights = layer_weights<E>(p, group);
       args.x = layer == 0 ? data<E>(p.input()) : kept + p.output_offset(layer - 1);
@@ -179,9 +178,10 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       }
       if (p.P > 0) args.grad_w_hr = mutable_data<T>(g.params[i++]);
     }
-    run.backward(p.kind, directions, static_cast<int>(p.D), threads);
     grad_out = grad_x;
   }
+  const int layers = static_cast<int>(static_cast<int64_t>(all.size()) / p.D);
+  if (layers > 0) run.backward(p.kind, all.data(), layers, static_cast<int>(p.D), torch_threads());
 }
 
 std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,

@@ -182,7 +182,7 @@ struct Layer {
 
   void forward(bool train, const Threads& threads) {
     const ForwardArgs<E> args = forward_args(train);
-    kernels_for<E>().forward(shape.kind, &args, 1, threads);
+    kernels_for<E>().forward(shape.kind, &args, 1, 1, threads);
   }
 
   // Inference with weights packed before; the originals are not there.
@@ -195,7 +195,7 @@ struct Layer {
     run.pack(shape.kind, args.shape, args.weights, packed);
     args.packed = packed;
     args.weights = {};
-    run.forward(shape.kind, &args, 1, threads);
+    run.forward(shape.kind, &args, 1, 1, threads);
   }
 };
 
@@ -342,9 +342,25 @@ struct LayerGradients {
   LayerGradients(Layer<E>& l, const Array<T>& grad_out, const Array<T>& grad_hn,
                  const Array<T>& grad_cn, const Threads& threads)
       : LayerGradients(l, grad_out, grad_hn, grad_cn) {
-    kernels_for<E>().backward(l.shape.kind, &args, 1, threads);
+    kernels_for<E>().backward(l.shape.kind, &args, 1, 1, threads);
   }
 };
+
+// The same results, divided otherwise: sums of other tiles come in another order, and are then now
+// and then rounded otherwise.
+template <typename E, typename V>
+void expect_same(const Array<V>& expected, const Array<V>& got, const std::string& what) {
+  const double tolerance = sizeof(E) == 2 ? 0.02 : sizeof(E) == 4 ? 2e-5 : 1e-11;
+  double largest = 1;
+  double worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double error = std::abs(to_double(expected[i]) - to_double(got[i]));
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+    largest = std::max(largest, std::abs(to_double(expected[i])));
+  }
+  expect(worst <= tolerance * largest,
+         what + " differs by " + std::to_string(worst) + " of " + std::to_string(largest));
+}
 
 // Two directions of a layer in one call against one after the other, each on its own.
 template <typename E>
@@ -358,7 +374,7 @@ void check_directions(const Shape& shape, unsigned seed, const Threads& threads,
   Layer<E> both[] = {{shape, seed}, {opposite, seed}};
   for (Layer<E>& l : one) l.forward(true, alone);
   const ForwardArgs<E> forward[] = {both[0].forward_args(true), both[1].forward_args(true)};
-  kernels_for<E>().forward(shape.kind, forward, 2, threads);
+  kernels_for<E>().forward(shape.kind, forward, 1, 2, threads);
 
   std::mt19937 random(seed);
   std::normal_distribution<double> normal;
@@ -379,21 +395,10 @@ void check_directions(const Shape& shape, unsigned seed, const Threads& threads,
   BackwardArgs<E> backward[] = {got[0].args, got[1].args};
   backward[1].grad_x = backward[0].grad_x;
   backward[1].add_to_grad_x = true;
-  kernels_for<E>().backward(shape.kind, backward, 2, threads);
+  kernels_for<E>().backward(shape.kind, backward, 1, 2, threads);
 
-  // Sums of other tiles come in another order, and are then now and then rounded otherwise.
-  const double tolerance = sizeof(E) == 2 ? 0.02 : sizeof(E) == 4 ? 2e-5 : 1e-11;
   const auto compare = [&](const auto& expected, const auto& got, const std::string& what) {
-    double largest = 1;
-    double worst = 0;
-    for (size_t i = 0; i < expected.size(); ++i) {
-      const double error = std::abs(to_double(expected[i]) - to_double(got[i]));
-      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
-      largest = std::max(largest, std::abs(to_double(expected[i])));
-    }
-    expect(worst <= tolerance * largest, name + ": two directions, " + what + " differs by " +
-                                             std::to_string(worst) + " of " +
-                                             std::to_string(largest));
+    expect_same<E>(expected, got, name + ": two directions, " + what);
   };
   for (int d = 0; d < 2; ++d) {
     compare(one[d].out, both[d].out, "out");
@@ -401,6 +406,83 @@ void check_directions(const Shape& shape, unsigned seed, const Threads& threads,
     compare(one[d].cn, both[d].cn, "cn");
     for (int i = d; i < 8; ++i)  // The gradient of x is the first one's.
       compare(expected[d].of[i], got[d].of[i], "gradient " + std::to_string(i));
+  }
+}
+
+// A stack of layers in one call against one after the other, each on its own. In inference no
+// layer's output is kept longer than the next one reads it, backward no gradient of x.
+template <typename E>
+void check_layers(const Shape& first, int count, unsigned seed, const Threads& threads,
+                  const std::string& name) {
+  using T = sum_t<E>;
+  const Kernels<E>& run = kernels_for<E>();
+  const Threads alone{1, threads.run};
+  const auto stack = [&] {
+    std::vector<Layer<E>> layers;
+    Shape shape = first;
+    for (int i = 0; i < count; ++i) {
+      layers.emplace_back(shape, seed);  // of one seed, so that all have the same batch sizes
+      shape.I = layers.back().O;
+    }
+    return layers;
+  };
+  std::vector<Layer<E>> one = stack();
+  std::vector<Layer<E>> all = stack();
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  const auto like = [&](size_t size) {
+    Array<T> result(size);
+    std::generate(result.begin(), result.end(), [&] { return static_cast<T>(normal(random)); });
+    return result;
+  };
+  const auto name_of = [&](size_t i, const std::string& what) {
+    return name + ": layer " + std::to_string(i) + " of " + std::to_string(count) + ", " + what;
+  };
+
+  for (const bool train : {false, true}) {
+    for (size_t i = 0; i < one.size(); ++i) {
+      if (i > 0) one[i].x = one[i - 1].out;
+      one[i].forward(train, alone);
+    }
+    std::vector<ForwardArgs<E>> args;
+    for (size_t i = 0; i < all.size(); ++i) {
+      args.push_back(all[i].forward_args(train));
+      if (!train && i > 1) args[i].out = args[i - 2].out;
+      if (i > 0) args[i].x = args[i - 1].out;
+    }
+    run.forward(first.kind, args.data(), count, 1, threads);
+    const std::string way = train ? "training, " : "inference, ";
+    for (size_t i = 0; i < one.size(); ++i) {
+      expect_same<E>(one[i].hn, all[i].hn, name_of(i, way + "hn"));
+      expect_same<E>(one[i].cn, all[i].cn, name_of(i, way + "cn"));
+      if (train) expect_same<E>(one[i].out, all[i].out, name_of(i, way + "out"));
+    }
+    const size_t last = one.size() - 1;
+    expect_same<E>(one[last].out, all[train || last < 2 ? last : last % 2].out,
+                   name_of(last, way + "out"));
+  }
+
+  // From the last layer on, each with the gradient of x of the one above.
+  const Array<T> grad_out = like(one.back().out.size());
+  const Array<T> grad_hn = like(one[0].hn.size());
+  const Array<T> grad_cn = like(one[0].cn.size());
+  std::vector<LayerGradients<E>> expected, got;
+  std::vector<BackwardArgs<E>> args;
+  for (size_t i = one.size(); i-- > 0;) {
+    const Array<T> above = expected.empty() ? grad_out : expected.back().of[0];
+    expected.emplace_back(one[i], above, grad_hn, grad_cn, alone);
+    if (i > 0) all[i].x = all[i - 1].out;
+    got.emplace_back(all[i], grad_out, grad_hn, grad_cn);
+    args.push_back(got.back().args);
+    if (args.size() > 1) args.back().grad_out = args[args.size() - 2].grad_x;
+    if (args.size() > 2 && i > 0) args.back().grad_x = args[args.size() - 3].grad_x;
+  }
+  run.backward(first.kind, args.data(), count, 1, threads);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    // Only the first layer's gradient of x is kept.
+    for (int j = i + 1 < expected.size() ? 1 : 0; j < 8; ++j)
+      expect_same<E>(expected[i].of[j], got[i].of[j],
+                     name_of(expected.size() - 1 - i, "gradient " + std::to_string(j)));
   }
 }
 
@@ -621,6 +703,33 @@ std::vector<Shape> shapes() {
   return all;
 }
 
+struct Stacked {
+  Shape first;
+  int layers;
+};
+
+// What runs at the same time: one row, few rows, packed, projected, several layers on a thread, and
+// steps that come out uneven; the last ones do not.
+std::vector<Stacked> stacks() {
+  std::vector<Stacked> all;
+  for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh}) {
+    const int64_t T = cell_traits(kind).gates > 1 ? 31 : 131;
+    //             T   B   I   H   P  bias   state  packed reverse threads
+    all.push_back({{kind, T, 1, 3, 33, 0, true, true, false, false, 2}, 2});
+    all.push_back({{kind, T, 1, 40, 32, 0, true, false, false, false, 3}, 5});
+    all.push_back({{kind, T, 5, 7, 24, 0, true, true, true, false, 2}, 3});
+    all.push_back({{kind, 3 * T, 9, 7, 33, 0, false, true, false, false, 2}, 4});
+    all.push_back({{kind, 2 * T + 1, 15, 5, 21, 0, true, true, true, false, 2}, 2});
+    all.push_back({{kind, T, 2, 33, 40, 0, true, true, true, true, 3}, 4});
+    all.push_back({{kind, 2, 7, 33, 40, 0, true, true, false, false, 3}, 3});
+  }
+  // Several chunks of the backward pass.
+  all.push_back({{CellKind::lstm, 400, 12, 3, 40, 0, true, true, false, false, 2}, 2});
+  all.push_back({{CellKind::lstm, 41, 3, 7, 33, 17, true, true, true, false, 2}, 3});
+  all.push_back({{CellKind::lstm, 40, 1, 7, 40, 20, true, true, false, false, 3}, 3});
+  return all;
+}
+
 }  // namespace
 
 // kernels_test [SET]: of one instruction set, or of all that the machine has.
@@ -663,6 +772,16 @@ int main(int count, char** arguments) {
         check_forward(narrow, name + " bfloat16, training");
         check_narrow_backward(narrow, threads, name + " bfloat16");
         if (directions) check_directions<bfloat16>(shape, seed, threads, name + " bfloat16");
+      }
+    }
+    for (const auto& [shape, layers] : stacks()) {
+      for (const bool fewer : {false, true}) {
+        const Threads threads{shape.threads, fewer ? run_threads<true> : run_threads<false>};
+        const std::string name = std::string(isa_name(isa)) + " " + shape.name();
+        check_layers<float>(shape, layers, ++seed, threads, name + " float");
+        check_layers<double>(shape, layers, seed, threads, name + " double");
+        if (bfloat16_kernels() != nullptr)
+          check_layers<bfloat16>(shape, layers, seed, threads, name + " bfloat16");
       }
     }
   }
