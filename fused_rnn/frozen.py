@@ -231,8 +231,12 @@ def thaw_module(module: Any, given: dict[int, Any]) -> None:
     before = state[_BEFORE]
     for name, weight in weights.items():
         if weight is not None and id(weight) not in given:
-            alive = before.alive.get(name)
-            parameter = _thawed(weight, alive() if alive is not None else None)
+            held = before.alive[name]() if name in before.alive else None
+            if held is not None and any(held is other for other in given.values()):
+                # Tied weights that `to` has separated: tied again, unless they differ by now.
+                parameter = held if _equal(held, weight) else _parameter(weight)
+            else:
+                parameter = _thawed(weight, held)
             given[id(weight)] = parameter.requires_grad_(before.trained.get(name, True))
     parameters = {name: given.get(id(weight)) for name, weight in weights.items()}
     module.__class__ = _THAWED[type(module)]
@@ -249,6 +253,11 @@ def _thawed(weight: Tensor, before: Parameter | None) -> Any:
     else:
         before.data = weight
     return before
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    alike = one.device == other.device and one.dtype == other.dtype and one.shape == other.shape
+    return alike and torch.equal(one, other)
 
 
 def _parameter(weight: Any) -> Any:

@@ -437,6 +437,22 @@ def test_weights_changed_through_another_module(how: str) -> None:
         assert torch.equal(module.weight_hh_l0, source.weight_hh_l0)
 
 
+@pytest.mark.parametrize("differ", [False, True])
+def test_thawing_what_was_tied(differ: bool) -> None:
+    layer, other = fused_rnn.GRU(3, 4), fused_rnn.GRU(3, 4)
+    other.weight_hh_l0 = held = layer.weight_hh_l0
+    model = fused_rnn.freeze(nn.ModuleList([layer, other])).double()
+    if differ:
+        other.load_state_dict(fused_rnn.GRU(3, 4, dtype=torch.float64).state_dict())
+    x = torch.randn(2, 1, 3, dtype=torch.float64)
+    expected = [module(x)[0] for module in model]
+    fused_rnn.thaw(model)
+    assert layer.weight_hh_l0 is held
+    assert (other.weight_hh_l0 is held) is not differ
+    for module, output in zip(model, expected, strict=True):
+        assert_close("output", module(x)[0].detach(), output, 1e-10)
+
+
 def test_freezing_that_fails_changes_nothing() -> None:
     layer = nn.GRU(3, 4)
     names = [name for name, _ in layer.named_parameters()]
