@@ -66,7 +66,7 @@ class Category:
     @property
     def freezable(self) -> bool:
         """Whether a frozen module runs these from its packed weights."""
-        return not self.training and not any(shape.packed for shape in self.shapes)
+        return not self.training
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,13 @@ def cast_to(types: Sequence[torch.dtype], weights: int, rows: int) -> torch.dtyp
 
 
 def torch_is_ahead(
-    dtype: torch.dtype, computed: torch.dtype, weights: int, rows: int, batch: int, onednn: bool
+    dtype: torch.dtype,
+    computed: torch.dtype,
+    weights: int,
+    rows: int,
+    batch: int,
+    converts: bool,
+    onednn: bool,
 ) -> bool:
     """Whether torch's implementation is faster than the kernels.
 
@@ -73,12 +79,13 @@ def torch_is_ahead(
         weights: number of weights of a layer in one direction.
         rows: of all steps.
         batch: rows of a step.
+        converts: whether the call converts the weights.
         onednn: for what torch computes with oneDNN, LSTMs on dense input.
     """
     if computed == torch.bfloat16:
         return _HAS_TILES and onednn and weights * batch > 2 << 20
     products = dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16
-    if weights > 1 << 18 and rows < (16 if products else 4):
+    if converts and weights > 1 << 18 and rows < (16 if products else 4):
         return True
     return products and weights * batch > (2 << 20 if onednn else 20 << 20)
 

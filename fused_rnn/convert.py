@@ -72,13 +72,14 @@ def freeze(model: _Model) -> _Model:
     parameters it had does not change it. Reading a weight gives a copy, and so does `state_dict`;
     setting one is an AttributeError. `load_state_dict`, `to`, copies and pickles work as before.
 
-    What is computed from the packed weights are eager calls with dense float32 or float64 input on
-    the CPU; all others go the way they go unfrozen.
+    What is computed from the packed weights are eager calls on the CPU that nothing is to be
+    differentiated by, or dropped out between layers; all others go the way they go unfrozen.
 
     Left alone: what `accelerate` leaves alone, and modules that compute their weights at every
     call (parametrized, pruned, with weight_norm).
 
-    Memory: the weights twice, as they were and packed.
+    Memory: the weights twice, as they were and packed; the latter in float32 where float16 or
+    bfloat16 is computed in it.
 
     Args:
         model: any module.

@@ -65,6 +65,9 @@ class Fused:
 
     __slots__ = ()
 
+    # Whether a call converts the weights to the type that it is computed in.
+    _converts_weights = True
+
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script compiles in this module's place: torch.nn's module on the same
         parameters. Where the module is part of a model, torch.jit.script puts it there for good."""
@@ -202,7 +205,8 @@ def _layer_ahead(
     onednn = module.mode == "LSTM" and batch_sizes is None and not module.proj_size
     weights = _number_of_weights(module, CELLS[module.mode])
     computed = cast_to(types, weights, rows) if types else computed_in(dtype)
-    return torch_is_ahead(dtype, computed, weights, rows, batch, onednn)
+    converts = module._converts_weights or bool(types)
+    return torch_is_ahead(dtype, computed, weights, rows, batch, converts, onednn)
 
 
 def _cell_ahead(
@@ -219,7 +223,8 @@ def _cell_ahead(
     rows = input.numel() // max(module.input_size, 1)
     weights = _number_of_weights(module, cell)
     computed = cast_to(types, weights, rows) if types else computed_in(dtype)
-    return torch_is_ahead(dtype, computed, weights, rows, rows, onednn=False)
+    converts = module._converts_weights or bool(types)
+    return torch_is_ahead(dtype, computed, weights, rows, rows, converts, onednn=False)
 
 
 def _narrow_type(input: Tensor, reason: str | None) -> torch.dtype | None:

@@ -8,17 +8,19 @@ sees by the tensor's version.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ._ops import direct_cell, direct_layer, extension
+from . import _compile
+from ._ops import cell, direct_cell, direct_layer, extension, sequence
 from .cells import GRUCell, LSTMCell, RNNCell
-from .dispatch import PLAIN, WIDE
+from .dispatch import CELLS, PLAIN, WIDE
 from .layers import GRU, LSTM, RNN
 
 # Attributes of a frozen module. Its weights by name, in the operators' order, without gradients;
@@ -50,6 +52,8 @@ class Frozen(torch.nn.Module):
     Plain calls are computed from the packed weights; all others as by that class.
     """
 
+    _converts_weights = False
+
     def _weights(self) -> list[Tensor]:
         """In the operators' order."""
         return [weight for weight in self.__dict__[_WEIGHTS].values() if weight is not None]
@@ -62,6 +66,11 @@ class Frozen(torch.nn.Module):
         self.__dict__.pop(_PACKED, None)
         if PLAIN.issuperset(map(type, weights)):
             self.__dict__[_PACKED] = extension.Frozen(weights)
+
+    def _packed_for(self, weights: list[Tensor]) -> Any:
+        """The packed weights, where it is those that a call is computed with, None elsewhere."""
+        packed = self.__dict__.get(_PACKED)
+        return packed if all(map(is_, weights, self._weights())) else None
 
     @contextmanager
     def _with_parameters(self) -> Iterator[None]:
@@ -145,10 +154,53 @@ class _FrozenLayer(Frozen):
     def _weights_have_changed(self) -> bool:
         return False
 
+    def _run(
+        self,
+        layers: Callable[..., list[Tensor]],
+        input: Tensor,
+        states: list[Tensor],
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+    ) -> list[Tensor]:
+        packed = self._packed_for(weights)
+        drops = self.dropout and self.training and self.num_layers > 1
+        if layers is sequence and packed is not None and not drops:
+            results: list[Tensor] | None = packed.sequence(
+                input, states, batch_sizes, CELLS[self.mode], self.num_layers, self.bidirectional
+            )
+            if results is not None:
+                return results
+        return super()._run(  # type: ignore[misc,no-any-return]
+            layers, input, states, weights, batch_sizes
+        )
+
 
 class _FrozenCell(Frozen):
     def _params(self) -> list[Tensor]:
         return self._weights()
+
+    def _step(
+        self,
+        step: Callable[..., list[Tensor]],
+        input: Tensor,
+        states: list[Tensor],
+        params: list[Tensor],
+        kind: str,
+    ) -> Any:
+        packed = self._packed_for(params)
+        if step is not cell or packed is None:
+            return super()._step(step, input, states, params, kind)  # type: ignore[misc]
+
+        def from_packed(
+            input: Tensor, states: list[Tensor], params: list[Tensor], kind: str
+        ) -> list[Tensor]:
+            results: list[Tensor] | None = packed.cell(input, states, kind)
+            return cell(input, states, params, kind) if results is None else results
+
+        return super()._step(from_packed, input, states, params, kind)  # type: ignore[misc]
+
+
+_compile.never_first(_FrozenLayer._run)
 
 
 class FrozenLSTM(_FrozenLayer, LSTM):  # type: ignore[misc]  # of _flat_weights

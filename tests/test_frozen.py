@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fused_rnn
 import tracing
@@ -71,7 +72,7 @@ def test_layer(case: Case, dtype: torch.dtype) -> None:
     for one, other, third in zip(actual, expected, again, strict=True):
         assert_close("result", one, other, TOLERANCE[dtype])
         assert torch.equal(one, third)
-    assert is_packed(frozen, case.pack(x), case.hx_of(states)) == (case.lengths is None)
+    assert is_packed(frozen, case.pack(x), case.hx_of(states))
 
 
 @pytest.mark.parametrize("case", LAYER_CASES[::3], ids=str)
@@ -618,16 +619,60 @@ def test_errors_are_those_of_before(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_narrow_types(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_narrow_types(name: str, dtype: torch.dtype) -> None:
+    module = getattr(fused_rnn, name)(5, 17).to(dtype)
+    frozen = fused_rnn.freeze(copy.deepcopy(module))
+    x = torch.randn(3, 5).to(dtype)
+    inputs = [x] if name.endswith("Cell") else [x, pack_sequence([x, x[:2]])]
+    for one in inputs:
+        with torch.no_grad():
+            hx = module(one)
+            hx = hx if name.endswith("Cell") else hx[1]
+            for arguments in ((one,), (one, hx)):
+                actual, expected = flatten(frozen(*arguments)), flatten(module(*arguments))
+                assert all(map(torch.equal, actual, expected))
+                assert is_packed(frozen, *arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_narrow_types_of_large_weights(dtype: torch.dtype) -> None:
+    """Those are converted once: no reason to leave the call to torch."""
+    frozen = fused_rnn.freeze(nn.LSTM(300, 300).to(dtype))
+    x = torch.randn(1, 1, 300).to(dtype)
+    with torch.no_grad():
+        assert is_packed(frozen, x)
+        assert fused_rnn.explain(frozen, x).way == "fused"
+        reference = copy.deepcopy(frozen).float()(x.float())[0]
+        assert_close("float32", frozen(x)[0].float(), reference, 1e-2)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_dropout_between_layers(packed: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.GRU(3, 4, num_layers=2, dropout=0.5)
+    frozen = fused_rnn.freeze(copy.deepcopy(layer))
+    x: Any = torch.randn(5, 2, 3)
+    if packed:
+        x = pack_padded_sequence(x, [5, 3])
+    results = []
+    for module in (layer, frozen):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            results.append(flatten(module(x)))
+    for one, other in zip(*results, strict=True):
+        assert_close("result", one, other, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
     layer = fused_rnn.LSTM(5, 17).to(dtype)
     frozen = fused_rnn.freeze(copy.deepcopy(layer))
     x = torch.randn(3, 2, 5).to(dtype)
-    with torch.no_grad():
-        assert torch.equal(frozen(x)[0], layer(x)[0])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            wide, others = frozen.float()(x.float()), layer.float()(x.float())
-            assert wide[0].dtype == others[0].dtype
-            assert torch.equal(wide[0], others[0])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        wide, others = frozen.float()(x.float()), layer.float()(x.float())
+        assert wide[0].dtype == others[0].dtype
+        assert torch.equal(wide[0], others[0])
 
 
 @torch_deprecates_itself

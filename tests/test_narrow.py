@@ -1,6 +1,7 @@
 """float16 and bfloat16, as the type of a module and under autocast: torch's types, and errors no
 larger than torch's."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -316,11 +317,11 @@ def test_torch_takes_what_it_is_faster_at(name: str, dtype: torch.dtype, convert
 
 def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = 4 * 128 * 256
-    for multiplies in (True, False):
+    for multiplies, converts in itertools.product((True, False), repeat=2):
         monkeypatch.setattr(_narrow, "_MULTIPLIES_BFLOAT16", multiplies)
         for onednn, limit in ((True, 2 << 20), (False, 20 << 20)):
             for batch in (limit // weights, limit // weights + 1):
-                sizes = (weights, 3200, batch, onednn)
+                sizes = (weights, 3200, batch, converts, onednn)
                 ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.float32, *sizes)
                 assert ahead == (multiplies and batch * weights > limit)
                 assert not _narrow.torch_is_ahead(torch.float16, torch.float32, *sizes)
@@ -332,8 +333,9 @@ def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
             fewest = 16 if multiplies and dtype == torch.bfloat16 else 4
             for rows in (1, 3, 4, 15, 16):
                 for few, limit in ((rows < fewest, (1 << 18) + 1), (False, 1 << 18)):
-                    ahead = _narrow.torch_is_ahead(dtype, torch.float32, limit, rows, 1, False)
-                    assert ahead == few
+                    sizes = (limit, rows, 1, converts, False)
+                    ahead = _narrow.torch_is_ahead(dtype, torch.float32, *sizes)
+                    assert ahead == (few and converts)
 
 
 @pytest.mark.skipif(

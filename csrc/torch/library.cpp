@@ -189,6 +189,12 @@ PYBIND11_MODULE(_C, m) {
       "The weights of a frozen module, as the ops take them, and what the kernels read in their "
       "place: packed at the first call, and at the next one after a change in place.")
       .def(pybind11::init<std::vector<at::Tensor>>(), pybind11::arg("params"))
+      .def("sequence", &fused_rnn::Frozen::sequence, pybind11::arg("input"),
+           pybind11::arg("states"), pybind11::arg("batch_sizes"), pybind11::arg("cell"),
+           pybind11::arg("num_layers"), pybind11::arg("bidirectional"),
+           "The op's results from the packed weights; None for calls that it has to take.")
+      .def("cell", &fused_rnn::Frozen::cell, pybind11::arg("input"), pybind11::arg("states"),
+           pybind11::arg("cell"), "The same of a single cell.")
       .def(pybind11::pickle([](const fused_rnn::Frozen& frozen) { return frozen.params(); },
                             [](std::vector<at::Tensor> params) {
                               return std::make_shared<fused_rnn::Frozen>(std::move(params));

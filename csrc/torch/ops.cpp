@@ -64,9 +64,12 @@ void run_forward(const Problem& p, const Kernels<E>& run, const at::Tensor& outp
       const int64_t group = layer * p.D + direction;
       ForwardArgs<E>& args = all.emplace_back();
       args.shape = p.shape(layer, direction);
-      args.weights = layer_weights<E>(p, group);
       // Another thread may have chosen another instruction set since.
-      if (packed != nullptr && packed->are_for(&run)) args.packed = packed->at(group);
+      if (packed != nullptr && packed->are_for(&run)) {
+        args.packed = packed->at(group);
+      } else {
+        args.weights = layer_weights<E>(p, group);
+      }
       args.x = x;
       args.x_stride = p.input_size(layer);
       args.h0 = slice(data<E>(p.state(0)), group, p.B, O);

@@ -151,7 +151,7 @@ void Problem::check_params(at::TensorList params) {
   const int64_t rows = traits.gates * H;
   const auto check = [&](size_t i, at::IntArrayRef sizes, const char* name) {
     this->check(params[i], sizes, dtype, name);
-    params_.push_back(for_kernels(params[i], sizes.size() == 1 ? compute : operand));
+    params_.push_back(c10::MaybeOwned<at::Tensor>::borrowed(params[i]));
   };
   size_t i = 0;
   for (int64_t layer = 0; layer < L; ++layer) {
@@ -165,6 +165,14 @@ void Problem::check_params(at::TensorList params) {
       if (P > 0) check(i++, {P, H}, "w_hr");
     }
   }
+}
+
+const at::Tensor& Problem::param(int64_t i) const {
+  c10::MaybeOwned<at::Tensor>& param = params_[static_cast<size_t>(i)];
+  const at::ScalarType type = param->dim() == 1 ? compute : operand;
+  if (param->scalar_type() != type || !param->is_contiguous())
+    param = c10::MaybeOwned<at::Tensor>::owned(param->to(type).contiguous());
+  return *param;
 }
 
 void Problem::check_states(at::TensorList states) {

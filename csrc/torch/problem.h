@@ -48,7 +48,9 @@ class Problem {
   const at::Tensor& input() const { return *input_; }
   // h0 (0) or c0 (1) as given; null where states were not given.
   const at::Tensor* state(size_t i) const { return i < states_.size() ? &*states_[i] : nullptr; }
-  const at::Tensor& param(int64_t i) const { return *params_[static_cast<size_t>(i)]; }
+  // As the kernels take it: made when it is first asked for, since calls with packed weights never
+  // do.
+  const at::Tensor& param(int64_t i) const;
 
   std::vector<int64_t> output_sizes() const;
   std::vector<int64_t> state_sizes(size_t i) const;
@@ -87,7 +89,7 @@ class Problem {
 
   c10::MaybeOwned<at::Tensor> input_;
   c10::SmallVector<c10::MaybeOwned<at::Tensor>, 2> states_;
-  c10::SmallVector<c10::MaybeOwned<at::Tensor>, 16> params_;
+  mutable c10::SmallVector<c10::MaybeOwned<at::Tensor>, 16> params_;
   c10::MaybeOwned<at::Tensor> batch_sizes_;
 };
 
