@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import _compile
-from ._ops import cell, direct_cell, direct_layer, extension, sequence
+from ._ops import cell, extension, sequence
 from .cells import GRUCell, LSTMCell, RNNCell
-from .dispatch import CELLS, PLAIN, WIDE
+from .dispatch import CELLS, DTYPES, PLAIN
 from .layers import GRU, LSTM, RNN
 
 # Attributes of a frozen module. Its weights by name, in the operators' order, without gradients;
@@ -341,15 +341,16 @@ def _copy(weight: Tensor | None) -> Tensor | None:
 
 def _pack_now(module: Any) -> None:
     """A first call, so that processes forked later share the packed weights."""
-    weights = module._weights()
-    if not weights or not weights[0].is_cpu or weights[0].dtype not in WIDE:
+    packed, weights = module.__dict__.get(_PACKED), module._weights()
+    if packed is None or not weights or not weights[0].is_cpu or weights[0].dtype not in DTYPES:
         return
     x = weights[0].new_zeros(1, module.input_size)
     with torch.no_grad():
         if isinstance(module, torch.nn.RNNBase):
-            direct_layer(module, x, None)
+            layers = CELLS[module.mode], module.num_layers, module.bidirectional
+            packed.sequence(x.unsqueeze(0), [], None, *layers)
         else:
-            direct_cell(module, x, None, module._cell())
+            packed.cell(x, [], module._cell())
 
 
 def _give_back(module: Any, parameters: dict[str, Any]) -> None:
