@@ -70,7 +70,8 @@ def freeze(model: _Model) -> _Model:
     a copy of the weights and no parameters: `parameters()`, functional calls and what goes through
     parameters, such as `requires_grad_` and initializers, pass it by, and what happens to the
     parameters it had does not change it. Reading a weight gives a copy, and so does `state_dict`;
-    setting one is an AttributeError. `load_state_dict`, `to`, copies and pickles work as before.
+    setting one is an AttributeError. `load_state_dict`, `to`, copies and pickles work as before;
+    processes that share a frozen module do not see each other's changes.
 
     What is computed from the packed weights are eager calls on the CPU that nothing is to be
     differentiated by, or dropped out between layers; all others go the way they go unfrozen.
@@ -89,8 +90,9 @@ def freeze(model: _Model) -> _Model:
     """
     accelerate(model)
     copied: dict[int, torch.Tensor | None] = {}
+    tokens: dict[int, object] = {}
     for module in model.modules():
-        freeze_module(module, copied)
+        freeze_module(module, copied, tokens)
     return model
 
 

@@ -34,12 +34,14 @@ _BEFORE = "_fused_rnn_before"
 
 class _Before:
     """The parameters that a module had when it was frozen: in which order, which of them were
-    trained, and themselves, as long as somebody holds them, such as an optimizer."""
+    trained, an object for each that those tied to it share, and themselves, as long as somebody
+    holds them, such as an optimizer."""
 
-    def __init__(self, parameters: dict[str, Parameter | None]) -> None:
+    def __init__(self, parameters: dict[str, Parameter | None], tokens: dict[int, object]) -> None:
         named = {name: one for name, one in parameters.items() if one is not None}
         self.order = list(parameters)
         self.trained = {name: one.requires_grad for name, one in named.items()}
+        self.tied = {name: tokens.setdefault(id(one), object()) for name, one in named.items()}
         self.alive = {name: weakref.ref(one) for name, one in named.items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,13 +240,14 @@ _FROZEN: dict[type, Any] = {
 _THAWED: dict[type, Any] = {frozen: thawed for thawed, frozen in _FROZEN.items()}
 
 
-def freeze_module(module: Any, copied: dict[int, Tensor | None]) -> None:
+def freeze_module(module: Any, copied: dict[int, Tensor | None], tokens: dict[int, object]) -> None:
     """Gives a module its frozen form, in place, if its class is one of this package's and its
     weights are its registered parameters, not computed at every call.
 
     Args:
         module: any module.
-        copied: the copies of parameters, by their id, of modules that were frozen before it.
+        copied, tokens: the copies of parameters, and an object for each, by their id, of modules
+            that were frozen before it.
     """
     if type(module) not in _FROZEN:
         return
@@ -261,7 +264,7 @@ def freeze_module(module: Any, copied: dict[int, Tensor | None]) -> None:
         weight = parameters[name]
         if id(weight) not in copied:
             copied[id(weight)] = _copy(weight)
-    state[_BEFORE] = _Before(parameters)
+    state[_BEFORE] = _Before(parameters, tokens)
     state[_WEIGHTS] = {name: copied[id(parameters.pop(name))] for name in names}
     state.pop("_flat_weights", None)
     module.__class__ = _FROZEN[type(module)]
@@ -274,7 +277,8 @@ def thaw_module(module: Any, given: dict[int, Any]) -> None:
 
     Args:
         module: any module.
-        given: the parameters, by the id of the weights they have, of modules thawed before it.
+        given: the parameters, by the id of the weights they have and of what tied ones share, of
+            modules thawed before it.
     """
     if type(module) not in _THAWED:
         return
@@ -282,14 +286,19 @@ def thaw_module(module: Any, given: dict[int, Any]) -> None:
     weights = state.pop(_WEIGHTS)
     before = state[_BEFORE]
     for name, weight in weights.items():
-        if weight is not None and id(weight) not in given:
-            held = before.alive[name]() if name in before.alive else None
-            if held is not None and any(held is other for other in given.values()):
-                # Tied weights that `to` has separated: tied again, unless they differ by now.
-                parameter = held if _equal(held, weight) else _parameter(weight)
-            else:
-                parameter = _thawed(weight, held)
-            given[id(weight)] = parameter.requires_grad_(before.trained.get(name, True))
+        if weight is None or id(weight) in given:
+            continue
+        # A weight that `to` has separated from those it was tied to is tied again, unless they
+        # differ by now.
+        token = before.tied.get(name, weight)
+        tied = given.get(id(token))
+        if tied is not None and _equal(tied, weight):
+            parameter = tied
+        else:
+            held = before.alive[name]() if tied is None and name in before.alive else None
+            parameter = _thawed(weight, held).requires_grad_(before.trained.get(name, True))
+        given[id(weight)] = parameter
+        given.setdefault(id(token), parameter)
     parameters = {name: given.get(id(weight)) for name, weight in weights.items()}
     module.__class__ = _THAWED[type(module)]
     _give_back(module, parameters)

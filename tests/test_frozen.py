@@ -438,18 +438,26 @@ def test_weights_changed_through_another_module(how: str) -> None:
         assert torch.equal(module.weight_hh_l0, source.weight_hh_l0)
 
 
-@pytest.mark.parametrize("differ", [False, True])
-def test_thawing_what_was_tied(differ: bool) -> None:
-    layer, other = fused_rnn.GRU(3, 4), fused_rnn.GRU(3, 4)
-    other.weight_hh_l0 = held = layer.weight_hh_l0
-    model = fused_rnn.freeze(nn.ModuleList([layer, other])).double()
+@pytest.mark.parametrize("copied", [False, True], ids=["itself", "copy"])
+@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
+@pytest.mark.parametrize("differ", [False, True], ids=["equal", "differ"])
+def test_thawing_what_was_tied(differ: bool, held: bool, copied: bool) -> None:
+    model = nn.ModuleList([fused_rnn.GRU(3, 4), fused_rnn.GRU(3, 4)])
+    model[1].weight_hh_l0 = model[0].weight_hh_l0
+    holder = model[0].weight_hh_l0 if held else None
+    fused_rnn.freeze(model)
+    if copied:
+        model = nn.ModuleList([*copy.deepcopy(model), *model])
+    model.double()
     if differ:
-        other.load_state_dict(fused_rnn.GRU(3, 4, dtype=torch.float64).state_dict())
+        model[1].load_state_dict(fused_rnn.GRU(3, 4, dtype=torch.float64).state_dict())
     x = torch.randn(2, 1, 3, dtype=torch.float64)
     expected = [module(x)[0] for module in model]
     fused_rnn.thaw(model)
-    assert layer.weight_hh_l0 is held
-    assert (other.weight_hh_l0 is held) is not differ
+    weights = [module.weight_hh_l0 for module in model]
+    assert (weights[0] is weights[1]) is not differ
+    assert len(set(map(id, weights[2:]))) == copied  # Not tied to their copies.
+    assert (weights[-2] is holder) == held
     for module, output in zip(model, expected, strict=True):
         assert_close("output", module(x)[0].detach(), output, 1e-10)
 

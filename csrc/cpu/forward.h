@@ -634,10 +634,9 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
 
   Steps steps(shape, false);
   Neighbours neighbours = plan.neighbours;
-  // One step more than is read: out may be what the layer before the one before wrote, who reads
-  // its own h from there in its next step.
-  const auto await_input = [&](int64_t steps) {
-    neighbours.await(steps < shape.T ? steps + 1 : steps);
+  // One step more than is read (layers.h).
+  const auto await_input = [&](int64_t until) {
+    neighbours.await(until < shape.T ? until + 1 : until);
   };
   int64_t previous_batch = 0;
   int64_t previous_offset = 0;

@@ -61,7 +61,13 @@ void backward_directions(const BackwardArgs<E>* args, int directions, const Thre
   for (int64_t i = 0; i < size; ++i) args[1].grad_x[i] += grad_x[static_cast<size_t>(i)];
 }
 
-// A stack of layers in one direction: the first, and the shape that all others share.
+// What is written between layers that run at the same time goes to two buffers in turn. Forward,
+// layer l writes where layer l - 2 did, which reads the row of step t once more, as its h_prev of
+// step t + 1. So layer l begins step t when layer l - 1 has finished step t + 1: then layer l - 2
+// has as well. Backward, a row of grad_x is read in its own step alone, by the layer below: when
+// that has gone on, the one below it may write there.
+
+// A stack of layers in one direction: the lowest of them, and the shape that all others share.
 struct Stack {
   const SequenceShape& first;
   const SequenceShape& other;
@@ -70,11 +76,11 @@ struct Stack {
 
 // Whether its layers run at the same time, each some steps behind the one before it. Compared are
 // the multiply-adds that all wait for: those of the thread with the most layers, and those of all
-// layers, each divided between the threads as it would be. Rows divided into less than two full
-// tiles for each thread make a quarter more of them (Zen 3, two threads and layers, T = 60, H = 32:
-// LSTM, B = 4 247 us and 154, B = 16 527 and 415). No thread should have whole layers of weights
-// that leave no room in L2, though, where it could have half of their rows (LSTM, H = 128, B = 16,
-// backward: 8.0 ms and 9.1).
+// layers, each divided between the threads as it would be. Where rows are divided so that a thread
+// has less than two full tiles of them, its multiply-adds count a quarter more (Zen 3, two threads
+// and layers, T = 60, H = 32: LSTM, B = 4 247 us in turn and 154 at the same time, B = 16 527 and
+// 415). No thread should have whole layers of weights that leave no room in L2, though, where it
+// could have half of their rows (LSTM, H = 128, B = 16, backward: 8.0 ms and 9.1).
 template <typename Cell, typename E>
 bool as_wavefront(const Stack& stack, int directions, const Threads& threads) {
   constexpr double kPartTiles = 1.25;

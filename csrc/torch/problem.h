@@ -49,7 +49,7 @@ class Problem {
   // h0 (0) or c0 (1) as given; null where states were not given.
   const at::Tensor* state(size_t i) const { return i < states_.size() ? &*states_[i] : nullptr; }
   // As the kernels take it: made when it is first asked for, since calls with packed weights never
-  // do.
+  // do. Not to be asked for by several threads at the same time.
   const at::Tensor& param(int64_t i) const;
 
   std::vector<int64_t> output_sizes() const;
