@@ -29,7 +29,7 @@ CASES = [
         # Rows are divided, and the batch falls below the second thread's first row.
         Case(kind, 30, 40, 33, 65, lengths=LONG_TAIL, bidirectional=True),
         # Layers at the same time: one row, several layers to a thread, a falling batch.
-        Case(kind, 160, 1, 1, 32, L=2),
+        Case(kind, 300, 1, 1, 32, L=2),
         Case(kind, 40, 3, 7, 33, L=5),
         Case(kind, 40, 40, 7, 17, L=3, lengths=LONG_TAIL[:1] + (40,) * 5 + LONG_TAIL[:-6]),
     )

@@ -719,20 +719,20 @@ struct Stacked {
 std::vector<Stacked> stacks() {
   std::vector<Stacked> all;
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh}) {
-    const int64_t T = cell_traits(kind).gates > 1 ? 31 : 131;
+    const int64_t T = cell_traits(kind).gates > 1 ? 97 : 389;
     //             T   B   I   H   P  bias   state  packed reverse threads
     all.push_back({{kind, T, 1, 3, 33, 0, true, true, false, false, 2}, 2});
     all.push_back({{kind, T, 1, 40, 32, 0, true, false, false, false, 3}, 5});
     all.push_back({{kind, T, 5, 7, 24, 0, true, true, true, false, 2}, 3});
-    all.push_back({{kind, 3 * T, 9, 7, 33, 0, false, true, false, false, 2}, 4});
-    all.push_back({{kind, 2 * T + 1, 15, 5, 21, 0, true, true, true, false, 2}, 2});
+    all.push_back({{kind, T, 9, 7, 33, 0, false, true, false, false, 2}, 4});
+    all.push_back({{kind, T + 1, 15, 5, 21, 0, true, true, true, false, 2}, 2});
     all.push_back({{kind, T, 2, 33, 40, 0, true, true, true, true, 3}, 4});
     all.push_back({{kind, 2, 7, 33, 40, 0, true, true, false, false, 3}, 3});
   }
   // Several chunks of the backward pass.
   all.push_back({{CellKind::lstm, 400, 12, 3, 40, 0, true, true, false, false, 2}, 2});
-  all.push_back({{CellKind::lstm, 41, 3, 7, 33, 17, true, true, true, false, 2}, 3});
-  all.push_back({{CellKind::lstm, 40, 1, 7, 40, 20, true, true, false, false, 3}, 3});
+  all.push_back({{CellKind::lstm, 61, 3, 7, 33, 17, true, true, true, false, 2}, 3});
+  all.push_back({{CellKind::lstm, 80, 1, 7, 40, 20, true, true, false, false, 3}, 3});
   return all;
 }
 
