@@ -131,6 +131,14 @@ STACKED = (
     Shape(256, 40, 8, "speech encoder", input=80, layers=2, bidirectional=True),
 )
 
+# Of a few rows, which layers that run at the same time share out.
+ONE_WAY = (
+    Shape(32, 60, 1, "the documents' loop", input=1, layers=2),
+    Shape(64, 100, 1, "streamed windows", layers=2),
+    Shape(40, 168, 1, "electricity forecaster", layers=6),
+    Shape(32, 60, 8, "forecaster, batch", layers=2, short=True),
+)
+
 PROJECTED = (
     Shape(64, 50, 1, "small keyword spotter", proj=32),
     Shape(128, 50, 16, "medium model", proj=64, short=True),
@@ -181,6 +189,8 @@ CATEGORIES = {
         Category("packed-training", "layer", True, GATED, PACKED),
         Category("stacked-inference", "layer", False, GATED, STACKED),
         Category("stacked-training", "layer", True, GATED, STACKED),
+        Category("one-way-inference", "layer", False, GATED, ONE_WAY),
+        Category("one-way-training", "layer", True, GATED, ONE_WAY),
         Category("projection-inference", "layer", False, ("lstm",), PROJECTED),
         Category("projection-training", "layer", True, ("lstm",), PROJECTED),
         Category("cells-inference", "cell", False, ALL, CELLS),
