@@ -79,12 +79,16 @@ class _Cell(torch.nn.RNNCellBase, Fused):
         if reason is not None or not PLAIN.issuperset(map(type, params)):
             return None
         try:
-            return self._step(cell, input, states, params, kind)
+            return self._step(self._operator(), input, states, params, kind)
         except RuntimeError:
             if cell_misfit(self, input, states, params, kind) is None:
                 raise
         check_devices(input, [*states, *params])
         return None
+
+    def _operator(self) -> Callable[..., list[Tensor]]:
+        """What computes a call that is fused."""
+        return cell
 
     def _cell(self) -> str:
         """The operators' name of the cell."""

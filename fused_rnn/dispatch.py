@@ -65,8 +65,9 @@ class Fused:
 
     __slots__ = ()
 
-    # Whether a call converts the weights to the type that it is computed in.
-    _converts_weights = True
+    def _converts_weights(self, input: Tensor) -> bool:
+        """Whether a call converts the weights to the type that it is computed in."""
+        return True
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script compiles in this module's place: torch.nn's module on the same
@@ -205,7 +206,7 @@ def _layer_ahead(
     onednn = module.mode == "LSTM" and batch_sizes is None and not module.proj_size
     weights = _number_of_weights(module, CELLS[module.mode])
     computed = cast_to(types, weights, rows) if types else computed_in(dtype)
-    converts = module._converts_weights or bool(types)
+    converts = bool(types) or module._converts_weights(input)
     return torch_is_ahead(dtype, computed, weights, rows, batch, converts, onednn)
 
 
@@ -223,7 +224,7 @@ def _cell_ahead(
     rows = input.numel() // max(module.input_size, 1)
     weights = _number_of_weights(module, cell)
     computed = cast_to(types, weights, rows) if types else computed_in(dtype)
-    converts = module._converts_weights or bool(types)
+    converts = bool(types) or module._converts_weights(input)
     return torch_is_ahead(dtype, computed, weights, rows, rows, converts, onednn=False)
 
 

@@ -10,6 +10,7 @@ sees by the tensor's version.
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -54,7 +55,8 @@ class Frozen(torch.nn.Module):
     Plain calls are computed from the packed weights; all others as by that class.
     """
 
-    _converts_weights = False
+    def _converts_weights(self, input: Tensor) -> bool:
+        return torch.is_grad_enabled() and input.requires_grad
 
     def _weights(self) -> list[Tensor]:
         """In the operators' order."""
@@ -69,10 +71,23 @@ class Frozen(torch.nn.Module):
         if PLAIN.issuperset(map(type, weights)):
             self.__dict__[_PACKED] = extension.Frozen(weights)
 
-    def _packed_for(self, weights: list[Tensor]) -> Any:
-        """The packed weights, where it is those that a call is computed with, None elsewhere."""
-        packed = self.__dict__.get(_PACKED)
-        return packed if all(map(is_, weights, self._weights())) else None
+    def _compute(
+        self,
+        name: str,
+        operator: Callable[..., list[Tensor]],
+        input: Tensor,
+        states: list[Tensor],
+        params: list[Tensor],
+        *rest: Any,
+    ) -> list[Tensor]:
+        """operator(input, states, params, *rest), from the packed weights where those are of all of
+        params and the call allows it. `name` is the operator's name."""
+        packed, weights = self.__dict__.get(_PACKED), self._weights()
+        if packed is not None and len(params) == len(weights) and all(map(is_, params, weights)):
+            results: list[Tensor] | None = getattr(packed, name)(input, states, *rest)
+            if results is not None:
+                return results
+        return operator(input, states, params, *rest)
 
     @contextmanager
     def _with_parameters(self) -> Iterator[None]:
@@ -156,53 +171,19 @@ class _FrozenLayer(Frozen):
     def _weights_have_changed(self) -> bool:
         return False
 
-    def _run(
-        self,
-        layers: Callable[..., list[Tensor]],
-        input: Tensor,
-        states: list[Tensor],
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
-    ) -> list[Tensor]:
-        packed = self._packed_for(weights)
-        drops = self.dropout and self.training and self.num_layers > 1
-        if layers is sequence and packed is not None and not drops:
-            results: list[Tensor] | None = packed.sequence(
-                input, states, batch_sizes, CELLS[self.mode], self.num_layers, self.bidirectional
-            )
-            if results is not None:
-                return results
-        return super()._run(  # type: ignore[misc,no-any-return]
-            layers, input, states, weights, batch_sizes
-        )
+    def _operator(self) -> Callable[..., list[Tensor]]:
+        return partial(self._compute, "sequence", sequence)
 
 
 class _FrozenCell(Frozen):
     def _params(self) -> list[Tensor]:
         return self._weights()
 
-    def _step(
-        self,
-        step: Callable[..., list[Tensor]],
-        input: Tensor,
-        states: list[Tensor],
-        params: list[Tensor],
-        kind: str,
-    ) -> Any:
-        packed = self._packed_for(params)
-        if step is not cell or packed is None:
-            return super()._step(step, input, states, params, kind)  # type: ignore[misc]
-
-        def from_packed(
-            input: Tensor, states: list[Tensor], params: list[Tensor], kind: str
-        ) -> list[Tensor]:
-            results: list[Tensor] | None = packed.cell(input, states, kind)
-            return cell(input, states, params, kind) if results is None else results
-
-        return super()._step(from_packed, input, states, params, kind)  # type: ignore[misc]
+    def _operator(self) -> Callable[..., list[Tensor]]:
+        return partial(self._compute, "cell", cell)
 
 
-_compile.never_first(_FrozenLayer._run)
+_compile.never_first(Frozen._compute)
 
 
 class FrozenLSTM(_FrozenLayer, LSTM):  # type: ignore[misc]  # of _flat_weights

@@ -99,12 +99,16 @@ class _Layer(torch.nn.RNNBase, Fused):
         if reason is not None or not PLAIN.issuperset(map(type, weights)):
             return None
         try:
-            return self._dense(sequence, input, states, weights)
+            return self._dense(self._operator(), input, states, weights)
         except (RuntimeError, IndexError):
             if layer_misfit(self, input, None, states, weights) is None:
                 raise
         check_weights(self, weights)
         return None
+
+    def _operator(self) -> Callable[..., list[Tensor]]:
+        """What computes a call that is fused."""
+        return sequence
 
     def _registered(self) -> list[Any]:
         """The parameters as registered, None in the place of computed ones."""
@@ -210,7 +214,7 @@ class _Layer(torch.nn.RNNBase, Fused):
                 return self._try_packed(reason, [], input._replace(data=data), states, weights)
 
             return in_one_type(run, types, data, states, weights)
-        layers: Callable[..., list[Tensor]] = sequence
+        layers = self._operator()
         if reason in DIFFERENTIABLE:
             if layer_misfit(self, data, batch_sizes, states, weights):
                 return None

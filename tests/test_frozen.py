@@ -456,7 +456,9 @@ def test_thawing_what_was_tied(differ: bool, held: bool, copied: bool) -> None:
     fused_rnn.thaw(model)
     weights = [module.weight_hh_l0 for module in model]
     assert (weights[0] is weights[1]) is not differ
-    assert len(set(map(id, weights[2:]))) == copied  # Not tied to their copies.
+    if copied:
+        assert weights[2] is weights[3]
+        assert weights[0] is not weights[2]
     assert (weights[-2] is holder) == held
     for module, output in zip(model, expected, strict=True):
         assert_close("output", module(x)[0].detach(), output, 1e-10)
@@ -651,6 +653,10 @@ def test_narrow_types_of_large_weights(dtype: torch.dtype) -> None:
     with torch.no_grad():
         assert is_packed(frozen, x)
         assert fused_rnn.explain(frozen, x).way == "fused"
+    if not _C.multiplies_bfloat16() or dtype == torch.float16:
+        # But for gradients of the input they are not packed.
+        assert fused_rnn.explain(frozen, x.clone().requires_grad_()).way == "torch"
+    with torch.no_grad():
         reference = copy.deepcopy(frozen).float()(x.float())[0]
         assert_close("float32", frozen(x)[0].float(), reference, 1e-2)
 

@@ -4,7 +4,8 @@
 // mirrors the forward one: dh of a tile of rows x units is the product of the later step's deltas
 // with w_hh, and the cell turns it into this step's deltas while it is in registers or L1. After
 // the chunk its deltas, still in cache, give the gradients of the weights and of x as large
-// products.
+// products. Where the layer below runs at the same time (layers.h), it gets its gradients, those of
+// x, every few steps instead.
 //
 // The gradients of the weights are deltas^T x and deltas^T h_prev: the deltas are read as they lie
 // (or, where products read groups of k, from a copy whose rows are grouped), x and h_prev are
@@ -346,6 +347,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
       }
     }
 
+    // The layer below goes on with these.
     if (neighbours.has_after()) {
       const int64_t first_row = step.offset - chunk.lowest;
       if (fresh.size() == 0) fresh = {first_row, first_row};

@@ -8,7 +8,9 @@
 //              rows offset(t) .. offset(t) + batch(t), N rows in all. Dense input has batch(t) = B;
 //              packed input gives batch_sizes, positive, never rising, the first of them B.
 // Gates        in torch's order: i f g o (LSTM), r z n (GRU).
-// Aliasing     no output overlaps an input or another output.
+// Aliasing     no output overlaps an input or another output, but for what passes between the
+// layers
+//              of a stack (`Kernels`).
 // Errors       std::bad_alloc for scratch memory; what outputs hold then is undefined. Nothing is
 //              checked.
 // Null         a pointer said to be optional may be null; others may not (unless their size is 0).

@@ -346,27 +346,42 @@ struct LayerGradients {
   }
 };
 
-// The same results, divided otherwise: sums of other tiles come in another order, and are then now
-// and then rounded otherwise. How far that takes single values of bfloat16 depends on the layers
-// after it, so those are compared as a whole.
-template <typename E, typename V>
-void expect_same(const Array<V>& expected, const Array<V>& got, const std::string& what) {
-  double largest = 1;
-  double worst = 0;
-  double squares = 0;
-  double errors = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double value = to_double(expected[i]);
-    const double error = std::abs(value - to_double(got[i]));
-    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
-    largest = std::max(largest, std::abs(value));
-    squares += value * value;
-    errors += error * error;
-  }
-  const bool same = sizeof(E) == 2 ? errors <= 0.02 * 0.02 * squares
-                                   : worst <= (sizeof(E) == 4 ? 2e-5 : 1e-11) * largest;
-  expect(same, what + " differs by " + std::to_string(worst) + " of " + std::to_string(largest));
+template <typename T>
+Array<T> normal_values(size_t size, std::mt19937& random) {
+  std::normal_distribution<double> normal;
+  Array<T> values(size);
+  std::generate(values.begin(), values.end(), [&] { return static_cast<T>(normal(random)); });
+  return values;
 }
+
+// How results differ that should be the same.
+struct Difference {
+  double worst = 0;
+  double largest = 1;            // of the values, or 1
+  double errors = 0, sizes = 0;  // sums of squares, of the differences and of the values
+
+  template <typename V>
+  Difference(const Array<V>& expected, const Array<V>& got) {
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double value = to_double(expected[i]);
+      const double error = std::abs(value - to_double(got[i]));
+      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+      largest = std::max(largest, std::abs(value));
+      errors += error * error;
+      sizes += value * value;
+    }
+  }
+
+  std::string text() const {
+    return " differs by " + std::to_string(worst) + " of " + std::to_string(largest);
+  }
+};
+
+// Sums of other tiles come in another order, and are then now and then rounded otherwise.
+template <typename E>
+constexpr double kOtherwiseRounded = sizeof(E) == 2   ? 0.02
+                                     : sizeof(E) == 4 ? 2e-5
+                                                      : 1e-11;
 
 // Two directions of a layer in one call against one after the other, each on its own.
 template <typename E>
@@ -383,12 +398,7 @@ void check_directions(const Shape& shape, unsigned seed, const Threads& threads,
   kernels_for<E>().forward(shape.kind, forward, 1, 2, threads);
 
   std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  const auto like = [&](size_t size) {
-    Array<T> result(size);
-    std::generate(result.begin(), result.end(), [&] { return static_cast<T>(normal(random)); });
-    return result;
-  };
+  const auto like = [&](size_t size) { return normal_values<T>(size, random); };
   const Array<T> grad_out = like(one[0].out.size());
   const Array<T> grad_hn = like(one[0].hn.size());
   const Array<T> grad_cn = like(one[0].cn.size());
@@ -404,7 +414,9 @@ void check_directions(const Shape& shape, unsigned seed, const Threads& threads,
   kernels_for<E>().backward(shape.kind, backward, 1, 2, threads);
 
   const auto compare = [&](const auto& expected, const auto& got, const std::string& what) {
-    expect_same<E>(expected, got, name + ": two directions, " + what);
+    const Difference found(expected, got);
+    expect(found.worst <= kOtherwiseRounded<E> * found.largest,
+           name + ": two directions, " + what + found.text());
   };
   for (int d = 0; d < 2; ++d) {
     compare(one[d].out, both[d].out, "out");
@@ -435,14 +447,17 @@ void check_layers(const Shape& first, int count, unsigned seed, const Threads& t
   std::vector<Layer<E>> one = stack();
   std::vector<Layer<E>> all = stack();
   std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  const auto like = [&](size_t size) {
-    Array<T> result(size);
-    std::generate(result.begin(), result.end(), [&] { return static_cast<T>(normal(random)); });
-    return result;
-  };
-  const auto name_of = [&](size_t i, const std::string& what) {
-    return name + ": layer " + std::to_string(i) + " of " + std::to_string(count) + ", " + what;
+  const auto like = [&](size_t size) { return normal_values<T>(size, random); };
+  // How far another rounding takes single values of bfloat16 depends on the layers after it, so
+  // those are compared as a whole.
+  const auto compare = [&](const auto& expected, const auto& got, size_t i,
+                           const std::string& what) {
+    constexpr double kTolerance = kOtherwiseRounded<E>;
+    const Difference found(expected, got);
+    expect(sizeof(E) == 2 ? found.errors <= kTolerance * kTolerance * found.sizes
+                          : found.worst <= kTolerance * found.largest,
+           name + ": layer " + std::to_string(i) + " of " + std::to_string(count) + ", " + what +
+               found.text());
   };
 
   for (const bool train : {false, true}) {
@@ -459,13 +474,12 @@ void check_layers(const Shape& first, int count, unsigned seed, const Threads& t
     run.forward(first.kind, args.data(), count, 1, threads);
     const std::string way = train ? "training, " : "inference, ";
     for (size_t i = 0; i < one.size(); ++i) {
-      expect_same<E>(one[i].hn, all[i].hn, name_of(i, way + "hn"));
-      expect_same<E>(one[i].cn, all[i].cn, name_of(i, way + "cn"));
-      if (train) expect_same<E>(one[i].out, all[i].out, name_of(i, way + "out"));
+      compare(one[i].hn, all[i].hn, i, way + "hn");
+      compare(one[i].cn, all[i].cn, i, way + "cn");
+      if (train) compare(one[i].out, all[i].out, i, way + "out");
     }
     const size_t last = one.size() - 1;
-    expect_same<E>(one[last].out, all[train || last < 2 ? last : last % 2].out,
-                   name_of(last, way + "out"));
+    compare(one[last].out, all[train || last < 2 ? last : last % 2].out, last, way + "out");
   }
 
   // From the last layer on, each with the gradient of x of the one above.
@@ -487,8 +501,8 @@ void check_layers(const Shape& first, int count, unsigned seed, const Threads& t
   for (size_t i = 0; i < expected.size(); ++i) {
     // Only the first layer's gradient of x is kept.
     for (int j = i + 1 < expected.size() ? 1 : 0; j < 8; ++j)
-      expect_same<E>(expected[i].of[j], got[i].of[j],
-                     name_of(expected.size() - 1 - i, "gradient " + std::to_string(j)));
+      compare(expected[i].of[j], got[i].of[j], expected.size() - 1 - i,
+              "gradient " + std::to_string(j));
   }
 }
 
@@ -496,16 +510,11 @@ void check_layers(const Shape& first, int count, unsigned seed, const Threads& t
 // every argument at once.
 void check_backward(Layer<double>& l, const Threads& threads, const std::string& name) {
   std::mt19937 random(7);
-  std::normal_distribution<double> normal;
-  const auto like = [&](const Array<double>& a, bool zero) {
-    Array<double> result(a.size());
-    if (!zero) std::generate(result.begin(), result.end(), [&] { return normal(random); });
-    return result;
-  };
+  const auto like = [&](const Array<double>& a) { return normal_values<double>(a.size(), random); };
   l.forward(true, threads);
-  const Array<double> grad_out = like(l.out, false);
-  const Array<double> grad_hn = like(l.hn, false);
-  const Array<double> grad_cn = like(l.cn, false);
+  const Array<double> grad_out = like(l.out);
+  const Array<double> grad_hn = like(l.hn);
+  const Array<double> grad_cn = like(l.cn);
 
   Array<double>* const arguments[] = {&l.x,    &l.w_ih, &l.w_hh, &l.b_ih,
                                       &l.b_hh, &l.w_hr, &l.h0,   &l.c0};
@@ -515,7 +524,7 @@ void check_backward(Layer<double>& l, const Threads& threads, const std::string&
   double predicted = 0;
   double scale = 1;
   for (int i = 0; i < 8; ++i) {
-    directions[i] = like(*arguments[i], false);
+    directions[i] = like(*arguments[i]);
     for (size_t j = 0; j < directions[i].size(); ++j) {
       predicted += gradients.of[i][j] * directions[i][j];
       scale += std::abs(gradients.of[i][j] * directions[i][j]);
@@ -560,12 +569,7 @@ void check_narrow_backward(Layer<bfloat16>& l, const Threads& threads, const std
   l.forward(true, threads);
   exact.forward(true, threads);
   std::mt19937 random(7);
-  std::normal_distribution<float> normal;
-  const auto like = [&](size_t size) {
-    Array<float> result(size);
-    std::generate(result.begin(), result.end(), [&] { return normal(random); });
-    return result;
-  };
+  const auto like = [&](size_t size) { return normal_values<float>(size, random); };
   const auto wide = [&](const Array<float>& a) { return Array<double>(a.begin(), a.end()); };
   const Array<float> grad_out = like(l.out.size());
   const Array<float> grad_hn = like(l.hn.size());
