@@ -408,7 +408,7 @@ def test_compiled_autograd_of_eager_operators() -> None:
     x = torch.randn(2, 4)
     packed = pack([2, 4, 1], enforce_sorted=False)
     for module, total in (
-        (cell, lambda: sum(h.square().sum() for h in cell(x, cell(x)))),
+        (cell, lambda: sum(h.square().sum() for h in cell(x, cell(x, cell(x, cell(x)))))),
         (layer, lambda: layer(packed)[0].data.square().sum()),
     ):
         expected = torch.autograd.grad(total(), list(module.parameters()))

@@ -50,7 +50,8 @@ struct BackwardPlan {
   T* zeros = nullptr;  // [H]
   E* none = nullptr;   // [H]: zeros that stand for an h0
   E* packed_hh = nullptr;
-  Columns<E> hh{};  // w_hh, G*H deep
+  Columns<E> hh{};        // w_hh, G*H deep
+  const E* ih = nullptr;  // w_ih as PackedColumns have it, or null
   E* packed_hr = nullptr;
   Columns<E> hr{};             // w_hr, P deep
   T* carry = nullptr;          // [B, O]
@@ -68,12 +69,7 @@ struct BackwardPlan {
   BackwardRow<E>* rows = nullptr;  // [B]
   E* part = nullptr;               // [part_size]: what a product packs
 
-  // An odd number of cache lines: with a power of two, the rows of a column of deltas, which the
-  // gradients of the weights walk along, would fall on a few sets of the cache.
-  int64_t delta_stride() const {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(E));
-    return ((Cell::kSums * args.shape.H + kLine - 1) / kLine | 1) * kLine;
-  }
+  int64_t delta_stride() const { return fused_rnn::delta_stride<E>(Cell::kSums * args.shape.H); }
   int64_t dp_stride() const {
     return Operand<E>::kGroup == 1 ? args.shape.P : blocks_of<T>(args.shape.P) * Vec<T>::kLanes;
   }
@@ -210,18 +206,25 @@ void input_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
   const int64_t H = args.shape.H;
   bool add = args.add_to_grad_x;
   int64_t gate = 0;  // of w_ih
+  const E* packed = plan.ih;
   for (const DeltaColumns& set : Cell::kColumns) {
     if (!set.x) continue;
     const int64_t gates = set.end - set.begin;
-    multiply_rows(Product<E>{plan.deltas + rows.begin * plan.delta_stride() + set.begin * H,
-                             plan.delta_stride(),
-                             {},
-                             gates * H,
-                             args.grad_x + (chunk.lowest + rows.begin) * I,
-                             I,
-                             I,
-                             add},
-                  {args.weights.w_ih + gate * H * I, I}, rows.size(), plan.part);
+    Product<E> product{plan.deltas + rows.begin * plan.delta_stride() + set.begin * H,
+                       plan.delta_stride(),
+                       {},
+                       gates * H,
+                       args.grad_x + (chunk.lowest + rows.begin) * I,
+                       I,
+                       I,
+                       add};
+    if (packed != nullptr) {
+      product.b = Columns<E>::packed(packed, product.K);
+      multiply_matrices(product, rows.size(), {0, blocks_of<sum_t<E>>(I)});
+      packed += PackedColumns<Cell, E>::size(I, product.K);
+    } else {
+      multiply_rows(product, {args.weights.w_ih + gate * H * I, I}, rows.size(), plan.part);
+    }
     gate += gates;
     add = true;
   }
@@ -505,8 +508,8 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   const int64_t hidden_blocks = blocks_of<T>(O);
   const Split wanted = split_work<Cell, E>(shape, threads.limit);
   const bool use_hh = shape.T > 1 || args.grad_h0 != nullptr;
-  const bool pack_hh =
-      use_hh && worth_packing<E>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
+  const bool pack_hh = args.packed == nullptr && use_hh &&
+                       worth_packing<E>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
   const bool pack_hr = P > 0;
 
   // The deepest products: the gradients of the weights over a chunk, of x over the gates.
@@ -518,7 +521,7 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
     plan.packed_hr = arena.take<E>(pack_hr ? blocks_of<T>(H) * depth_of<E>(P) * kLanes : 0);
     plan.carry = arena.take<T>(Cell::kCarries ? shape.B * O : 0);
     plan.dc = arena.take<T>(Cell::kHasState ? shape.B * H : 0);
-    plan.deltas = arena.take<E>(plan.chunk_rows * D);
+    plan.deltas = args.deltas != nullptr ? args.deltas : arena.take<E>(plan.chunk_rows * D);
     plan.boundary = arena.take<E>(shape.B * depth);
     plan.dp = arena.take<E>(P > 0 ? plan.chunk_rows * P : 0);
     plan.h_full = arena.take<E>(P > 0 ? plan.chunk_rows * H : 0);
@@ -538,7 +541,12 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   for (int64_t i = 0; i < H; ++i) plan.zeros[i] = T{};
   for (int64_t i = 0; i < H; ++i) plan.none[i] = E{};
   plan.hh = Columns<E>::packed(plan.packed_hh, depth);
-  if constexpr (!kGrouped) {
+  if (args.packed != nullptr) {
+    PackedColumns<Cell, E> weights;
+    lay_out_packed(shape, const_cast<std::byte*>(args.packed), weights);
+    plan.hh = Columns<E>::packed(weights.h, depth);
+    plan.ih = weights.x;
+  } else if constexpr (!kGrouped) {
     if (!pack_hh) plan.hh = Columns<E>::in_place(args.weights.w_hh, O);
   }
   plan.hr = Columns<E>::packed(plan.packed_hr, P);
@@ -592,6 +600,42 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
         member.wait();
       }
     }
+  };
+  run_team(threads, wanted.rows * wanted.units, body);
+}
+
+// The gradients of the weights alone, of B rows whose deltas are there.
+template <typename Cell, typename E>
+void weights_of_deltas(const BackwardArgs<E>& args, bool add, const Threads& threads) {
+  constexpr bool kGrouped = Operand<E>::kGroup > 1;
+  const SequenceShape& shape = args.shape;
+  const Chunk<Cell, E> chunk{Steps(shape, false), 1, 0, shape.B};
+  BackwardPlan<Cell, E> plan{args, {}};
+  plan.deltas = args.deltas;
+
+  const Split wanted = split_work<Cell, E>(shape, threads.limit);
+  const int64_t part = part_size<E>(shape.B);
+  const auto lay_out = [&](Arena arena) {
+    plan.h_prev = arena.take<const E*>(shape.B);
+    plan.delta_columns =
+        kGrouped ? arena.take<E>(depth_of<E>(shape.B) * plan.delta_stride()) : plan.deltas;
+    plan.part = arena.take<E>(wanted.rows * wanted.units * part);
+    return arena.used();
+  };
+  Workspace workspace(lay_out(Arena(nullptr)));
+  lay_out(Arena(workspace.block()));
+  for (int64_t row = 0; row < shape.B; ++row) plan.h_prev[row] = args.h0 + row * shape.H;
+
+  Barrier barrier(wanted.rows * wanted.units);
+  auto body = [&](int id, int team) {
+    Barrier::Member member(barrier, id, team);
+    BackwardPlan<Cell, E> own = plan;
+    own.part += id * part;
+    if (kGrouped) {
+      group_columns(own, chunk, id, team);
+      member.wait();
+    }
+    weight_products(own, chunk, add, id, team);
   };
   run_team(threads, wanted.rows * wanted.units, body);
 }

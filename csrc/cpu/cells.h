@@ -46,7 +46,7 @@ struct DeltaColumns {
 struct Lstm {
   static constexpr CellTraits kTraits = cell_traits(CellKind::lstm);
   static constexpr int kGates = kTraits.gates;
-  static constexpr int kSums = 4;
+  static constexpr int kSums = kTraits.sums;
   static constexpr int kSaved = kTraits.saved;
   static constexpr bool kActivates = true;
   static constexpr bool kHasState = kTraits.has_state;
@@ -106,7 +106,7 @@ struct Lstm {
 struct Gru {
   static constexpr CellTraits kTraits = cell_traits(CellKind::gru);
   static constexpr int kGates = kTraits.gates;
-  static constexpr int kSums = 4;  // r, z, W_hn h + b_hn, W_in x + b_in
+  static constexpr int kSums = kTraits.sums;  // r, z, W_hn h + b_hn, W_in x + b_in
   static constexpr int kSaved = kTraits.saved;
   static constexpr bool kActivates = true;
   static constexpr bool kHasState = kTraits.has_state;
@@ -165,7 +165,7 @@ template <CellKind kind>
 struct Rnn {
   static constexpr CellTraits kTraits = cell_traits(kind);
   static constexpr int kGates = kTraits.gates;
-  static constexpr int kSums = 1;
+  static constexpr int kSums = kTraits.sums;
   static constexpr int kSaved = kTraits.saved;
   static constexpr bool kActivates = false;
   static constexpr bool kHasState = kTraits.has_state;

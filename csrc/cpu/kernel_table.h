@@ -57,13 +57,32 @@ void backward(CellKind kind, const BackwardArgs<E>* args, int layers, int direct
 }
 
 template <typename E>
+void weight_gradients(CellKind kind, const BackwardArgs<E>& args, bool add,
+                      const Threads& threads) {
+  with_cell(kind, [&]<typename Cell>() { weights_of_deltas<Cell>(args, add, threads); });
+}
+
+template <typename E>
 size_t packed_bytes(CellKind kind, const SequenceShape& shape) {
-  return with_cell(kind, [&]<typename Cell>() { return packed_bytes<Cell, E>(shape); });
+  return with_cell(kind,
+                   [&]<typename Cell>() { return packed_bytes<PackedWeights<Cell, E>>(shape); });
 }
 
 template <typename E>
 void pack(CellKind kind, const SequenceShape& shape, const LayerWeights<E>& from, std::byte* to) {
   with_cell(kind, [&]<typename Cell>() { pack_weights<Cell>(shape, from, to); });
+}
+
+template <typename E>
+size_t packed_backward_bytes(CellKind kind, const SequenceShape& shape) {
+  return with_cell(kind,
+                   [&]<typename Cell>() { return packed_bytes<PackedColumns<Cell, E>>(shape); });
+}
+
+template <typename E>
+void pack_backward(CellKind kind, const SequenceShape& shape, const LayerWeights<E>& from,
+                   std::byte* to) {
+  with_cell(kind, [&]<typename Cell>() { pack_columns_of_weights<Cell>(shape, from, to); });
 }
 
 template <typename T>
@@ -126,7 +145,9 @@ T read_all(const T* x, int64_t n) {
 template <typename E>
 const Kernels<E>& kernel_table() {
   using T = sum_t<E>;
-  static constexpr Kernels<E> kTable{forward<E>,    backward<E>, packed_bytes<E>, pack<E>,
-                                     sigmoid_of<T>, tanh_of<T>,  operations<E>,   read_all<T>};
+  static constexpr Kernels<E> kTable{forward<E>,       backward<E>,   weight_gradients<E>,
+                                     packed_bytes<E>,  pack<E>,       packed_backward_bytes<E>,
+                                     pack_backward<E>, sigmoid_of<T>, tanh_of<T>,
+                                     operations<E>,    read_all<T>};
   return kTable;
 }

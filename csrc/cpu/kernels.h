@@ -45,6 +45,7 @@ enum class CellKind { lstm, gru, rnn_tanh, rnn_relu };
 // What a cell needs to know of itself before any kernel runs.
 struct CellTraits {
   int gates;       // G: w_ih and w_hh have G * H rows
+  int sums;        // blocks of H sums a row has, and of their gradients, the deltas
   int saved;       // blocks of H values a row keeps for the backward pass, beside the cell state
   bool has_state;  // a cell state c beside h
 };
@@ -52,14 +53,14 @@ struct CellTraits {
 constexpr CellTraits cell_traits(CellKind kind) {
   switch (kind) {
     case CellKind::lstm:
-      return {4, 4, true};  // i f g o
+      return {4, 4, 4, true};  // i f g o
     case CellKind::gru:
-      return {3, 4, false};  // r z n, and W_hn h + b_hn
+      return {3, 4, 4, false};  // r z n, and W_hn h + b_hn
     case CellKind::rnn_tanh:
     case CellKind::rnn_relu:
       break;
   }
-  return {1, 0, false};
+  return {1, 1, 0, false};
 }
 
 struct SequenceShape {
@@ -69,6 +70,15 @@ struct SequenceShape {
 
   int64_t hidden() const { return P > 0 ? P : H; }
 };
+
+// How far apart rows of so many deltas are. An odd number of cache lines: with a power of two, the
+// rows of a column of deltas, which the gradients of the weights walk along, would fall on a few
+// sets of the cache.
+template <typename E>
+constexpr int64_t delta_stride(int64_t deltas) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(E));
+  return ((deltas + kLine - 1) / kLine | 1) * kLine;
+}
 
 template <typename E>
 struct LayerWeights {
@@ -135,6 +145,12 @@ struct BackwardArgs {
   T* grad_b_ih;
   T* grad_b_hh;
   T* grad_w_hr;
+
+  const std::byte* packed;  // `weights` as Kernels::pack_backward wrote them, which are then not
+                            // looked at; optional
+  // Of a single step without projection: its deltas, [B, sums * H], rows delta_stride() apart.
+  // Kept here for Kernels::weight_gradients, if not null.
+  E* deltas;
 };
 
 // How the kernels get threads: the caller's pool runs body(context, id, team) for id in
@@ -159,12 +175,19 @@ struct Kernels {
   // it.
   void (*forward)(CellKind, const ForwardArgs<E>*, int layers, int directions, const Threads&);
   void (*backward)(CellKind, const BackwardArgs<E>*, int layers, int directions, const Threads&);
+  // The gradients of the weights of a layer in one direction, of B rows of however many steps:
+  // added to what is there where `add`. Only the sizes of the shape, x, h0, the deltas, as backward
+  // kept them, and the gradients of the weights are looked at.
+  void (*weight_gradients)(CellKind, const BackwardArgs<E>&, bool add, const Threads&);
   // The weights of a layer in one direction as the forward pass reads them, for callers that use
   // them many times: how many bytes that takes, and writing it, to a block aligned to 64 bytes.
   // Only I, H and P of the shape are looked at. Other kernels, of another instruction set or type,
   // read them in another order.
   size_t (*packed_bytes)(CellKind, const SequenceShape&);
   void (*pack)(CellKind, const SequenceShape&, const LayerWeights<E>&, std::byte* to);
+  // The same for the backward pass of a layer without projection.
+  size_t (*packed_backward_bytes)(CellKind, const SequenceShape&);
+  void (*pack_backward)(CellKind, const SequenceShape&, const LayerWeights<E>&, std::byte* to);
   // sigmoid and tanh of n values, for tests of their bounds.
   void (*sigmoid)(const T* x, T* y, int64_t n);
   void (*tanh)(const T* x, T* y, int64_t n);

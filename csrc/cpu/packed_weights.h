@@ -67,18 +67,65 @@ struct PackedWeights {
   }
 };
 
-// The same over a block of memory that begins at `block`; null only counts its bytes.
+// The weights of a layer without projection as the backward pass reads them, by columns. Made for
+// many calls: a call for itself packs only what is worth it.
 template <typename Cell, typename E>
-size_t lay_out_packed(const SequenceShape& shape, std::byte* block,
-                      PackedWeights<Cell, E>& weights) {
+struct PackedColumns {
+  using T = sum_t<E>;
+  static constexpr int kLanes = Vec<T>::kLanes;
+
+  E* h = nullptr;  // [blocks of H][G*H][kLanes]
+  E* x =
+      nullptr;  // of each set of deltas that x is in, [blocks of I][gates of the set * H][kLanes]
+
+  void lay_out(Arena& arena, const SequenceShape& shape) {
+    h = arena.take<E>(size(shape.H, Cell::kGates * shape.H));
+    int64_t all = 0;
+    for (const DeltaColumns& set : Cell::kColumns)
+      all += set.x ? size(shape.I, depth(set, shape)) : 0;
+    x = arena.take<E>(all);
+  }
+
+  void pack(const SequenceShape& shape, const LayerWeights<E>& w) {
+    pack_all(w.w_hh, shape.H, Cell::kGates * shape.H, h);
+    int64_t row = 0;  // of w_ih
+    E* to = x;
+    for (const DeltaColumns& set : Cell::kColumns) {
+      if (!set.x) continue;
+      pack_all(w.w_ih + row * shape.I, shape.I, depth(set, shape), to);
+      row += depth(set, shape);
+      to += size(shape.I, depth(set, shape));
+    }
+  }
+
+  static int64_t depth(const DeltaColumns& set, const SequenceShape& shape) {
+    return (set.end - set.begin) * shape.H;
+  }
+  // Elements of a product's panels.
+  static int64_t size(int64_t columns, int64_t K) {
+    return blocks_of<T>(columns) * Columns<E>::packed(nullptr, K).block_stride;
+  }
+
+ private:
+  static void pack_all(const E* rows, int64_t columns, int64_t K, E* to) {
+    for (int64_t block = 0; block < blocks_of<T>(columns); ++block) {
+      pack_columns<E>({rows, columns}, 0, K, columns, block,
+                      to + block * Columns<E>::packed(to, K).block_stride);
+    }
+  }
+};
+
+// Either of them over a block of memory that begins at `block`; null only counts its bytes.
+template <typename Packed>
+size_t lay_out_packed(const SequenceShape& shape, std::byte* block, Packed& weights) {
   Arena arena(block);
   weights.lay_out(arena, shape);
   return arena.used();
 }
 
-template <typename Cell, typename E>
+template <typename Packed>
 size_t packed_bytes(const SequenceShape& shape) {
-  PackedWeights<Cell, E> weights;
+  Packed weights;
   return lay_out_packed(shape, nullptr, weights);
 }
 
@@ -87,4 +134,12 @@ void pack_weights(const SequenceShape& shape, const LayerWeights<E>& from, std::
   PackedWeights<Cell, E> weights;
   lay_out_packed(shape, to, weights);
   weights.pack(shape, from, 1, 0);
+}
+
+template <typename Cell, typename E>
+void pack_columns_of_weights(const SequenceShape& shape, const LayerWeights<E>& from,
+                             std::byte* to) {
+  PackedColumns<Cell, E> weights;
+  lay_out_packed(shape, to, weights);
+  weights.pack(shape, from);
 }

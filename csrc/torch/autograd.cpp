@@ -16,15 +16,20 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <type_traits>
 
+#include "torch/make_node.h"
 #include "torch/ops.h"
+#include "torch/problem.h"
 #include "torch/recompute.h"
 #include "torch/surroundings.h"
+#include "torch/weights_node.h"
 
 namespace fused_rnn {
 namespace {
 
+using torch::autograd::Edge;
+using torch::autograd::edge_list;
+using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
@@ -55,16 +60,13 @@ struct Setting {
   bool bidirectional = false;
 };
 
-// Forward, also giving the reserve.
+// Forward, also giving the reserve. A plain call needs no dispatcher.
 std::vector<at::Tensor> train(const Setting& setting, const at::Tensor& input,
                               at::TensorList states, at::TensorList params,
-                              const OptionalTensor& batch_sizes) {
+                              const OptionalTensor& batch_sizes, bool plain) {
   static const auto cell_op = find<decltype(cell_train)>("fused_rnn::cell_train");
   static const auto sequence_op = find<decltype(sequence_train)>("fused_rnn::sequence_train");
   const auto& [cell, single_cell, num_layers, bidirectional] = setting;
-  const Surroundings around;
-  const bool plain = around.plain() && around.plain(input) && around.plain(states) &&
-                     around.plain(params) && (!batch_sizes || around.plain(*batch_sizes));
   if (single_cell) {
     return plain ? cell_train(input, states, params, cell)
                  : cell_op.call(input, states, params, cell);
@@ -90,10 +92,11 @@ struct Saved {
   }
 };
 
-// Backward by the kernels: the gradients that are wanted, one after another.
+// Backward by the kernels: the gradients that are wanted, one after another. A step leaves those
+// of its params to `weights`, if it has such a node, which then are no longer wanted.
 std::vector<at::Tensor> fused_gradients(const Setting& setting, const Saved& saved,
-                                        const variable_list& grads,
-                                        const std::vector<bool>& is_wanted) {
+                                        const variable_list& grads, WeightsNode* weights,
+                                        std::vector<bool>& is_wanted) {
   static const auto cell_op = find<decltype(cell_backward)>("fused_rnn::cell_backward");
   static const auto sequence_op = find<decltype(sequence_backward)>("fused_rnn::sequence_backward");
   const auto& [cell, single_cell, num_layers, bidirectional] = setting;
@@ -101,12 +104,28 @@ std::vector<at::Tensor> fused_gradients(const Setting& setting, const Saved& sav
   given.reserve(grads.size());
   for (const at::Tensor& grad : grads)
     given.push_back(grad.defined() ? OptionalTensor(grad) : std::nullopt);
-  Flags wanted;
-  wanted.reserve(is_wanted.size());
-  for (const bool want : is_wanted) wanted.push_back(want);
   const Surroundings around;
   const bool plain = around.plain() && around.plain(grads) && around.plain(saved.all);
   const at::TensorList states = saved.state_list(), params = saved.param_list();
+  const auto flags = [&] {
+    Flags wanted;
+    wanted.reserve(is_wanted.size());
+    for (const bool want : is_wanted) wanted.push_back(want);
+    return wanted;
+  };
+  const auto first_param = is_wanted.end() - static_cast<ptrdiff_t>(params.size());
+  if (plain && weights != nullptr &&
+      std::find(first_param, is_wanted.end(), true) != is_wanted.end()) {
+    const Problem p = single_cell
+                          ? Problem::cell(saved.input(), states, params, cell)
+                          : Problem::sequence(saved.input(), states, params, saved.batch_sizes(),
+                                              cell, num_layers, bidirectional);
+    if (SharedSteps* const shared = weights->steps(p)) {
+      std::fill(first_param, is_wanted.end(), false);
+      return backward(p, given, saved.reserve(), flags(), shared);
+    }
+  }
+  const Flags wanted = flags();
   if (single_cell) {
     return plain
                ? cell_backward(given, saved.input(), states, params, saved.reserve(), cell, wanted)
@@ -147,9 +166,10 @@ variable_list differentiable_gradients(const Saved& saved, const std::vector<boo
                                /*create_graph=*/true, /*allow_unused=*/true);
 }
 
-// Backward of a call: a gradient for each of input, states and params, undefined if not wanted.
+// Backward of a call: a gradient for each of input, states and params, undefined if not wanted or
+// left to `weights`.
 variable_list gradients(const Setting& setting, const Saved& saved, const variable_list& grads,
-                        const std::vector<bool>& wanted) {
+                        WeightsNode* weights, std::vector<bool> wanted) {
   variable_list found;
   if (at::GradMode::is_enabled()) {
     const auto recompute = [&](const at::Tensor& input, at::TensorList states,
@@ -161,7 +181,7 @@ variable_list gradients(const Setting& setting, const Saved& saved, const variab
     };
     found = differentiable_gradients(saved, wanted, grads, recompute);
   } else {
-    found = fused_gradients(setting, saved, grads, wanted);
+    found = fused_gradients(setting, saved, grads, weights, wanted);
   }
   variable_list all(wanted.size());
   size_t next = 0;
@@ -172,8 +192,9 @@ variable_list gradients(const Setting& setting, const Saved& saved, const variab
 }
 
 // A call in the graph, like the nodes that torch generates for its own ops: torch's Function for
-// extensions adds 3 us to a step. Edges: input, states, params.
-class CallNode : public torch::autograd::Node {
+// extensions adds 3 us to a step. Edges: input, states, params, or a node that steps share in the
+// place of params.
+class CallNode final : public Node {
  public:
   // None of these is a result of the node itself, which is why none is saved as its output.
   void save(const Setting& setting, const at::Tensor& input, at::TensorList states,
@@ -198,7 +219,24 @@ class CallNode : public torch::autograd::Node {
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return gradients(setting_, unpacked(), grads, wanted());
+    return gradients(setting_, unpacked(), grads, weights_node(), wanted());
+  }
+
+  // The edges of the params themselves.
+  at::ArrayRef<Edge> edges_of_params() const {
+    if (const WeightsNode* const weights = weights_node()) return weights->next_edges();
+    return at::ArrayRef<Edge>(next_edges()).slice(1 + states_);
+  }
+
+  // The node in the place of params, or null.
+  WeightsNode* weights_node() const { return dynamic_cast<WeightsNode*>(after_params().get()); }
+
+  // What the first edge of params leads to.
+  NodePointer after_params() const {
+    for (size_t i = 1 + states_; i < num_outputs(); ++i) {
+      if (next_edge(i).is_valid()) return next_edge(i).function;
+    }
+    return {};
   }
 
   void release_variables() override {
@@ -253,8 +291,14 @@ class CallNode : public torch::autograd::Node {
   }
 
   std::vector<bool> wanted() const {
+    const WeightsNode* const weights = weights_node();
+    const size_t first_param = 1 + states_;
     std::vector<bool> wanted(num_outputs());
-    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      wanted[i] =
+          task_should_compute_output(i) && (i < first_param || weights == nullptr ||
+                                            weights->task_should_compute_output(i - first_param));
+    }
     return wanted;
   }
 
@@ -270,7 +314,7 @@ class CallNode : public torch::autograd::Node {
     saved.states = packed.unpack<size_t>();
     saved.params = packed.unpack<size_t>();
     saved.all = packed.unpack<variable_list>();
-    return gradients(setting, saved, grads, packed.unpack<std::vector<bool>>());
+    return gradients(setting, saved, grads, nullptr, packed.unpack<std::vector<bool>>());
   }
 
   Setting setting_;
@@ -278,22 +322,48 @@ class CallNode : public torch::autograd::Node {
   std::vector<SavedVariable> saved_;
 };
 
-// How torch holds its nodes: by intrusive_ptr or, in older versions, by shared_ptr and with a
-// function of its own to delete them.
-using NodePointer = decltype(torch::autograd::Edge::function);
-
-template <typename Kind>
-auto make_node() {
-  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>) {
-    return std::shared_ptr<Kind>(new Kind, [](auto* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<Kind>();
-  }
-}
-
-torch::autograd::Edge edge_of(const at::Tensor& tensor) {
+Edge edge_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {};
   return torch::autograd::impl::gradient_edge(tensor);
+}
+
+// The call that a state comes from, at most a few operators before: masks, views, a norm.
+const CallNode* call_before(const Edge& state) {
+  constexpr int kOperators = 4;
+  const Node* node = state.function.get();
+  for (int i = 0; node != nullptr && i <= kOperators; ++i) {
+    if (const auto* const call = dynamic_cast<const CallNode*>(node)) return call;
+    const edge_list& edges = node->next_edges();
+    const auto next =
+        std::find_if(edges.begin(), edges.end(), [](const Edge& edge) { return edge.is_valid(); });
+    node = next == edges.end() ? nullptr : next->function.get();
+  }
+  return nullptr;
+}
+
+// Puts the node that the steps of a loop share into the place of their params. The first step is
+// known for one by the second, which finds it before its states; then its own gradients of the
+// params go another way. Where those are large, it has the node for steps that may follow.
+void share_weights(at::ArrayRef<Edge> states, at::TensorList params, edge_list& edges) {
+  constexpr int64_t kLarge = 1 << 16;  // elements
+  if (std::none_of(edges.begin(), edges.end(), [](const Edge& edge) { return edge.is_valid(); }))
+    return;
+  NodePointer shared;
+  for (const Edge& state : states) {
+    const CallNode* const before = call_before(state);
+    if (before == nullptr || before->edges_of_params() != at::ArrayRef<Edge>(edges)) continue;
+    shared = before->after_params();
+    break;
+  }
+  if (dynamic_cast<WeightsNode*>(shared.get()) == nullptr) {
+    if (shared == nullptr && params[0].numel() + params[1].numel() < kLarge) return;
+    const auto made = make_node<WeightsNode>();
+    made->set_params(params, edges);
+    shared = made;
+  }
+  for (size_t i = 0; i < edges.size(); ++i) {
+    if (edges[i].is_valid()) edges[i] = Edge(shared, static_cast<uint32_t>(i));
+  }
 }
 
 // What torch's own Function refuses too: transforms, and a derivative in forward mode.
@@ -307,24 +377,41 @@ void refuse_other_derivatives(const at::Tensor& input, at::TensorList states,
               "Forward-mode derivatives of the fused_rnn operators are not implemented.");
 }
 
+// Whether the backward pass of a call, which has been computed, can leave rows behind.
+bool is_deferrable_step(const Setting& setting, const at::Tensor& input, at::TensorList params,
+                        const OptionalTensor& batch_sizes) {
+  if (setting.single_cell) return true;
+  const size_t groups = static_cast<size_t>(setting.num_layers) * (setting.bidirectional ? 2 : 1);
+  const bool projects = params.size() / groups % 2 != 0;
+  return !batch_sizes && input.size(0) == 1 && !projects;
+}
+
 // Forward, recorded in the graph.
 std::vector<at::Tensor> with_graph(const Setting& setting, const at::Tensor& input,
                                    at::TensorList states, at::TensorList params,
                                    const OptionalTensor& batch_sizes) {
   refuse_other_derivatives(input, states, params);
-  const auto node = make_node<CallNode>();
-  torch::autograd::edge_list edges;
-  edges.reserve(1 + states.size() + params.size());
-  edges.push_back(edge_of(input));
-  for (const at::Tensor& state : states) edges.push_back(edge_of(state));
-  for (const at::Tensor& param : params) edges.push_back(edge_of(param));
-  node->set_next_edges(std::move(edges));
+  const Surroundings around;
+  const bool plain = around.plain() && around.plain(input) && around.plain(states) &&
+                     around.plain(params) && (!batch_sizes || around.plain(*batch_sizes));
   std::vector<at::Tensor> results;
   {
     const at::AutoGradMode no_grad(false);
     const at::AutoDispatchBelowADInplaceOrView guard;
-    results = train(setting, input, states, params, batch_sizes);
+    results = train(setting, input, states, params, batch_sizes, plain);
   }
+  const auto node = make_node<CallNode>();
+  edge_list edges;
+  edges.reserve(1 + states.size() + params.size());
+  edges.push_back(edge_of(input));
+  for (const at::Tensor& state : states) edges.push_back(edge_of(state));
+  edge_list of_params;
+  of_params.reserve(params.size());
+  for (const at::Tensor& param : params) of_params.push_back(edge_of(param));
+  if (plain && is_deferrable_step(setting, input, params, batch_sizes))
+    share_weights(at::ArrayRef<Edge>(edges).slice(1), params, of_params);
+  edges.insert(edges.end(), of_params.begin(), of_params.end());
+  node->set_next_edges(std::move(edges));
   node->save(setting, input, states, params, batch_sizes, results.back());
   results.pop_back();
   torch::autograd::set_history(results, node);

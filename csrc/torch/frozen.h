@@ -3,34 +3,16 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
 
 #include "torch/ops.h"
+#include "torch/packed_layers.h"
 #include "torch/problem.h"
 
 namespace fused_rnn {
-
-// The weights of a call as the kernels of one instruction set and type read them, for each layer
-// and direction.
-class PackedLayers {
- public:
-  explicit PackedLayers(const Problem& p);
-
-  // Whether these are the kernels that can read it.
-  bool are_for(const void* kernels) const { return kernels == kernels_; }
-  const std::byte* at(int64_t group) const { return blocks_[static_cast<size_t>(group)].get(); }
-
- private:
-  struct Free {
-    void operator()(std::byte* block) const { std::free(block); }
-  };
-  const void* kernels_ = nullptr;
-  std::vector<std::unique_ptr<std::byte, Free>> blocks_;
-};
 
 // The weights of a frozen module (frozen.py). Only through such modules are they changed, where
 // others share them, and only by operators in place, which raise a tensor's version.

@@ -48,12 +48,17 @@ LayerWeights<E> layer_weights(const Problem& p, int64_t group) {
   return w;
 }
 
-// run(kernels) with those of the call's types.
+// run(kernels) with those of a call's types.
+template <typename Run>
+void with_kernels(const Kernels<bfloat16>* narrow, at::ScalarType compute, const Run& run) {
+  if (narrow != nullptr) return run(*narrow);
+  if (compute == at::kFloat) return run(kernels<float>());
+  run(kernels<double>());
+}
+
 template <typename Run>
 void with_kernels(const Problem& p, const Run& run) {
-  if (p.narrow != nullptr) return run(*p.narrow);
-  if (p.compute == at::kFloat) return run(kernels<float>());
-  run(kernels<double>());
+  with_kernels(p.narrow, p.compute, run);
 }
 
 }  // namespace fused_rnn

@@ -12,6 +12,7 @@
 #include "torch/kernel_data.h"
 #include "torch/memory.h"
 #include "torch/problem.h"
+#include "torch/shared_steps.h"
 #include "torch/threads.h"
 
 namespace fused_rnn {
@@ -119,6 +120,7 @@ struct Gradients {
   at::Tensor input;                  // filled
   std::array<at::Tensor, 2> states;  // filled
   std::vector<at::Tensor> params;    // filled
+  SharedSteps* shared;               // gets what is left of params, or null
 };
 
 // Whether anything is wanted of a layer or of those below it.
@@ -127,6 +129,7 @@ bool wanted_up_to(const Problem& p, const Gradients& g, int64_t layer) {
   const int64_t count = (layer + 1) * p.D * p.params_of_layer();
   for (int64_t i = 0; i < count; ++i) {
     if (g.params[static_cast<size_t>(i)].defined()) return true;
+    if (g.shared != nullptr && g.shared->wants(i)) return true;
   }
   return false;
 }
@@ -140,6 +143,7 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
   const E* const kept = data<E>(g.reserve);
   at::Tensor between[2];  // gradients of the outputs of inner layers
   const T* grad_out = data<T>(g.out);
+  if (g.shared != nullptr) g.shared->begin_step(p);
   for (int64_t layer = p.L - 1; layer >= 0 && wanted_up_to(p, g, layer); --layer) {
     T* grad_x = nullptr;
     if (layer == 0) {
@@ -153,7 +157,11 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       const int64_t group = layer * p.D + direction;
       BackwardArgs<E>& args = all.emplace_back();
       args.shape = p.shape(layer, direction);
-      args.weights = layer_weights<E>(p, group);
+      if (g.shared != nullptr) {
+        args.deltas = g.shared->deltas<E>(group);
+        args.packed = g.shared->packed(&run, group);
+      }
+      if (args.packed == nullptr) args.weights = layer_weights<E>(p, group);
       args.x = layer == 0 ? data<E>(p.input()) : kept + p.output_offset(layer - 1);
       args.x_stride = p.input_size(layer);
       args.h0 = slice(data<E>(p.state(0)), group, p.B, O);
@@ -185,10 +193,21 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
   }
   const int layers = static_cast<int>(static_cast<int64_t>(all.size()) / p.D);
   if (layers > 0) run.backward(p.kind, all.data(), layers, static_cast<int>(p.D), torch_threads());
+  if (g.shared == nullptr) return;
+  for (int i = 0; i < layers; ++i) {
+    for (int64_t direction = 0; direction < p.D; ++direction) {
+      g.shared->keep((p.L - 1 - i) * p.D + direction,
+                     all[static_cast<size_t>(i * p.D + direction)]);
+    }
+  }
+  g.shared->end_step();
 }
 
+}  // namespace
+
 std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
-                                 const at::Tensor& reserve, const Flags& wanted) {
+                                 const at::Tensor& reserve, const Flags& wanted,
+                                 SharedSteps* shared) {
   const size_t results = (p.single_cell ? 1 : 2) + (p.traits.has_state ? 1 : 0);
   TORCH_CHECK(grads.size() == results, "Expected ", results, " gradients of outputs, got ",
               grads.size());
@@ -200,7 +219,7 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   p.check(reserve, {p.reserve_size()}, p.operand, "reserve");
   const auto reserve_contiguous = reserve.expect_contiguous();
 
-  Gradients g{*reserve_contiguous, {}, {}, {}, {}, {}, {}};
+  Gradients g{*reserve_contiguous, {}, {}, {}, {}, {}, {}, shared};
   const auto given = [&](size_t i, at::IntArrayRef sizes, const char* name) {
     const std::optional<at::Tensor> grad = grads.get(i);
     if (!grad.has_value() || !grad->defined()) return at::Tensor();
@@ -224,15 +243,16 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   };
   g.input = fill(p.input().sizes());
   for (size_t i = 0; i < states; ++i) g.states[i] = fill(p.state_sizes(i));
-  for (size_t i = 0; i < params; ++i)
-    g.params.push_back(fill(p.param(static_cast<int64_t>(i)).sizes()));
+  for (size_t i = 0; i < params; ++i) {
+    // Parameters that nothing asks for are not converted.
+    const bool want = wanted[next];
+    g.params.push_back(fill(want ? p.param(static_cast<int64_t>(i)).sizes() : at::IntArrayRef()));
+  }
 
   with_kernels(p, [&](const auto& run) { run_backward(p, run, g); });
   round(filled, filled.size(), p);
   return filled;
 }
-
-}  // namespace
 
 std::vector<at::Tensor> sequence(const at::Tensor& input, at::TensorList states,
                                  at::TensorList params, const OptionalTensor& batch_sizes,

@@ -37,10 +37,16 @@ std::vector<at::Tensor> cell_backward(const OptionalTensors& grads, const at::Te
                                       const at::Tensor& reserve, std::string_view cell,
                                       const Flags& wanted);
 
+class SharedSteps;
 class PackedLayers;
 class Problem;
 // The results of a call, not for training, from weights that were packed before.
 std::vector<at::Tensor> infer(const Problem& p, const PackedLayers& packed);
+// The gradients that are wanted of input, states and params, one after another; of a single step,
+// those of the params may be left to the steps that it shares them with.
+std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
+                                 const at::Tensor& reserve, const Flags& wanted,
+                                 SharedSteps* shared = nullptr);
 
 // Whether a call must be recorded for a backward pass, and the ops that record it (autograd.cpp).
 bool needs_graph(const at::Tensor& input, at::TensorList states, at::TensorList params);

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -360,8 +361,8 @@ struct Difference {
   double largest = 1;            // of the values, or 1
   double errors = 0, sizes = 0;  // sums of squares, of the differences and of the values
 
-  template <typename V>
-  Difference(const Array<V>& expected, const Array<V>& got) {
+  template <typename V, typename W>
+  Difference(const Array<V>& expected, const Array<W>& got) {
     for (size_t i = 0; i < expected.size(); ++i) {
       const double value = to_double(expected[i]);
       const double error = std::abs(value - to_double(got[i]));
@@ -503,6 +504,92 @@ void check_layers(const Shape& first, int count, unsigned seed, const Threads& t
     for (int j = i + 1 < expected.size() ? 1 : 0; j < 8; ++j)
       compare(expected[i].of[j], got[i].of[j], expected.size() - 1 - i,
               "gradient " + std::to_string(j));
+  }
+}
+
+// The gradients of a layer from weights packed before, whose originals are not there.
+template <typename E>
+void check_packed_backward(const Shape& shape, unsigned seed, const Threads& threads,
+                           const std::string& name) {
+  using T = sum_t<E>;
+  const Kernels<E>& run = kernels_for<E>();
+  Layer<E> l(shape, seed);
+  l.forward(true, threads);
+  std::mt19937 random(seed);
+  const auto like = [&](size_t size) { return normal_values<T>(size, random); };
+  const Array<T> grad_out = like(l.out.size());
+  const Array<T> grad_hn = like(l.hn.size());
+  const Array<T> grad_cn = like(l.cn.size());
+  const LayerGradients<E> expected(l, grad_out, grad_hn, grad_cn, threads);
+  LayerGradients<E> got(l, grad_out, grad_hn, grad_cn);
+  const std::unique_ptr<void, decltype(&std::free)> block(
+      allocate(run.packed_backward_bytes(shape.kind, got.args.shape)), &std::free);
+  std::byte* const packed = static_cast<std::byte*>(block.get());
+  run.pack_backward(shape.kind, got.args.shape, got.args.weights, packed);
+  got.args.packed = packed;
+  got.args.weights = {};
+  run.backward(shape.kind, &got.args, 1, 1, threads);
+  for (int i = 0; i < 8; ++i) {
+    const Difference found(expected.of[i], got.of[i]);
+    expect(found.worst <= kOtherwiseRounded<E> * found.largest,
+           name + ": packed before, gradient " + std::to_string(i) + found.text());
+  }
+}
+
+// The gradients of the weights of three steps, two of them as one product, against the sum of those
+// that each step gives by itself.
+template <typename E>
+void check_weight_gradients(const Shape& shape, unsigned seed, const Threads& threads,
+                            const std::string& name) {
+  using T = sum_t<E>;
+  constexpr int64_t kSteps = 3;
+  constexpr T kUnset = std::numeric_limits<T>::quiet_NaN();
+  const Kernels<E>& run = kernels_for<E>();
+  const int64_t B = shape.B;
+  const int64_t D = delta_stride<E>(cell_traits(shape.kind).sums * shape.H);
+  std::mt19937 random(seed);
+  Array<E> deltas(static_cast<size_t>(kSteps * B * D), from_double<E>(kUnset));
+  Array<E> x, h_prev;
+  Array<double> expected[5];
+  std::optional<LayerGradients<E>> got;
+  for (int64_t step = 0; step < kSteps; ++step) {
+    Layer<E> l(shape, seed + static_cast<unsigned>(step));
+    l.forward(true, threads);
+    const auto like = [&](size_t size) { return normal_values<T>(size, random); };
+    const Array<T> grad_out = like(l.out.size());
+    const Array<T> grad_hn = like(l.hn.size());
+    const Array<T> grad_cn = like(l.cn.size());
+    const LayerGradients<E> alone(l, grad_out, grad_hn, grad_cn, threads);
+    got.emplace(l, grad_out, grad_hn, grad_cn);
+    BackwardArgs<E> args = got->args;
+    args.grad_w_ih = args.grad_w_hh = args.grad_b_ih = args.grad_b_hh = nullptr;
+    args.deltas = deltas.data() + step * B * D;
+    run.backward(shape.kind, &args, 1, 1, threads);
+    for (const int i : {0, 6, 7}) {
+      const Difference found(alone.of[i], got->of[i]);
+      expect(found.worst <= 0, name + ": keeping deltas, gradient " + std::to_string(i));
+    }
+    for (int i = 1; i < 5; ++i) {
+      expected[i].resize(alone.of[i].size());
+      for (size_t j = 0; j < alone.of[i].size(); ++j) expected[i][j] += alone.of[i][j];
+    }
+    x.insert(x.end(), l.x.begin(), l.x.end());
+    h_prev.insert(h_prev.end(), l.h0.begin(), l.h0.end());
+  }
+  BackwardArgs<E> args = got->args;
+  args.weights = {};
+  args.out = nullptr;
+  for (const int64_t first : {int64_t{0}, kSteps - 1}) {
+    args.shape.B = first == 0 ? (kSteps - 1) * B : B;
+    args.x = x.data() + first * B * shape.I;
+    args.h0 = h_prev.data() + first * B * shape.H;
+    args.deltas = deltas.data() + first * B * D;
+    run.weight_gradients(shape.kind, args, first > 0, threads);
+  }
+  for (int i = 1; i < 5; ++i) {
+    const Difference found(expected[i], got->of[i]);
+    expect(found.worst <= kOtherwiseRounded<T> * found.largest,
+           name + ": weights of steps, gradient " + std::to_string(i) + found.text());
   }
 }
 
@@ -772,7 +859,19 @@ int main(int count, char** arguments) {
           check_directions<float>(shape, seed, threads, name + " float");
           check_directions<double>(shape, seed, threads, name + " double");
         }
+        const bool one_step = shape.T == 1 && shape.state && shape.P == 0;
+        const bool packs = shape.P == 0 && shape.I < 400 && shape.H < 600;
+        if (packs) {
+          check_packed_backward<float>(shape, seed, threads, name + " float");
+          check_packed_backward<double>(shape, seed, threads, name + " double");
+        }
+        if (one_step) {
+          check_weight_gradients<float>(shape, seed, threads, name + " float");
+          check_weight_gradients<double>(shape, seed, threads, name + " double");
+        }
         if (bfloat16_kernels() == nullptr) continue;
+        if (packs) check_packed_backward<bfloat16>(shape, seed, threads, name + " bfloat16");
+        if (one_step) check_weight_gradients<bfloat16>(shape, seed, threads, name + " bfloat16");
         Layer<bfloat16> narrow(shape, seed);
         narrow.forward(false, threads);
         check_forward(narrow, name + " bfloat16, inference");

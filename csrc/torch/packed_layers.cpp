@@ -1,0 +1,23 @@
+#include "torch/packed_layers.h"
+
+#include "torch/kernel_data.h"
+#include "torch/memory.h"
+
+namespace fused_rnn {
+
+PackedLayers::PackedLayers(const Problem& p, Pass pass) {
+  with_kernels(p, [&]<typename E>(const Kernels<E>& run) {
+    kernels_ = &run;
+    const bool forward = pass == Pass::forward;
+    for (int64_t group = 0; group < p.L * p.D; ++group) {
+      const SequenceShape shape = p.shape(group / p.D, group % p.D);
+      const size_t bytes = (forward ? run.packed_bytes : run.packed_backward_bytes)(p.kind, shape);
+      blocks_.push_back(empty({static_cast<int64_t>(bytes)}, at::kByte));
+      (forward ? run.pack : run.pack_backward)(
+          p.kind, shape, layer_weights<E>(p, group),
+          static_cast<std::byte*>(blocks_.back().mutable_data_ptr()));
+    }
+  });
+}
+
+}  // namespace fused_rnn
