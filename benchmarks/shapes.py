@@ -196,6 +196,7 @@ CATEGORIES = {
         Category("cells-inference", "cell", False, ALL, CELLS),
         Category("cells-training", "cell", True, ALL, CELLS),
         Category("streaming", "stream", False, ALL, STREAMS),
+        Category("streaming-training", "stream", True, GATED, STREAMS),
         Category("float64-training", "layer", True, GATED, DOUBLE),
         Category("float16-training", "layer", True, GATED, HALF),
         Category("bfloat16-training", "layer", True, GATED, BRAIN),

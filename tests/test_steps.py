@@ -208,6 +208,27 @@ def test_which_steps_share() -> None:
     assert shared(decoder, small, h) == ["AccumulateGrad", NODE, NODE]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("used", ["output", "state"])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_steps_leave_their_rows_behind(layers: int, used: str, dtype: torch.dtype) -> None:
+    """They give no gradients of weights themselves, whichever results are used."""
+    loop = Loop("LSTM", (2,) * 4, 5, 8, layers)
+    ours, _ = loop.modules(dtype)
+    given: list[bool] = []
+    state, total = None, torch.zeros((), dtype=dtype)
+    for x in loop.inputs(dtype):
+        results = ours(x, state)
+        state = results[1] if layers else results
+        of_params = slice(-len(list(ours.parameters())), None)
+        state[0].grad_fn.register_hook(
+            lambda grads, _, part=of_params: given.append(any(g is not None for g in grads[part]))
+        )
+        total = total + (results[0] if used == "output" else state[1]).sum()
+    gradients(total, list(ours.parameters()))
+    assert given == [False, False, False, True]
+
+
 def make(kind: str = "GRU") -> tuple[Loop, Any, list[Tensor], list[Tensor]]:
     """A loop, our cell, its inputs and the gradients of its weights by torch.nn."""
     loop = Loop(kind, (3,) * 5, 4, 7)

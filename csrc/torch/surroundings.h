@@ -22,8 +22,10 @@ class Surroundings {
 
   bool plain() const { return plain_; }
 
-  // Whether a tensor brings no other interest along; subclasses are not asked about.
+  // Whether a tensor, if there is one, brings no other interest along; subclasses are not asked
+  // about.
   bool plain(const at::Tensor& tensor) const {
+    if (!tensor.defined()) return true;
     constexpr c10::DispatchKeySet kPlain =
         c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
                              c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::BackendSelect});
