@@ -4,4 +4,4 @@ from timed import PACE, time_rows
 
 pytestmark = PACE
 
-bench_streaming = time_rows("streaming")
+bench_streaming = time_rows("streaming", "streaming-training")

@@ -422,6 +422,20 @@ def test_compiled_autograd_of_eager_operators() -> None:
         assert_same([p.grad for p in module.parameters()], expected)
 
 
+def test_compiled_autograd_of_some_weights_of_a_loop() -> None:
+    from torch._dynamo import compiled_autograd
+
+    cell = fused_rnn.GRUCell(4, 7)
+    h = None
+    for x in torch.randn(5, 2, 4):
+        h = cell(x, h)
+    (expected,) = torch.autograd.grad(h.sum(), [cell.weight_hh], retain_graph=True)
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        h.sum().backward(inputs=[cell.weight_hh])
+    assert_same([cell.weight_hh.grad], [expected])
+    assert cell.weight_ih.grad is None
+
+
 def test_results_of_compiling_are_cached() -> None:
     need_compiler()
     from torch._dynamo.utils import counters

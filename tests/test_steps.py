@@ -215,18 +215,92 @@ def test_steps_leave_their_rows_behind(layers: int, used: str, dtype: torch.dtyp
     """They give no gradients of weights themselves, whichever results are used."""
     loop = Loop("LSTM", (2,) * 4, 5, 8, layers)
     ours, _ = loop.modules(dtype)
-    given: list[bool] = []
     state, total = None, torch.zeros((), dtype=dtype)
     for x in loop.inputs(dtype):
         results = ours(x, state)
         state = results[1] if layers else results
-        of_params = slice(-len(list(ours.parameters())), None)
-        state[0].grad_fn.register_hook(
-            lambda grads, _, part=of_params: given.append(any(g is not None for g in grads[part]))
-        )
         total = total + (results[0] if used == "output" else state[1]).sum()
+    shared, _ = state[0].grad_fn.next_functions[-1]
+    given: list[Any] = []
+    shared.register_prehook(lambda grads: given.extend(grads))
     gradients(total, list(ours.parameters()))
-    assert given == [False, False, False, True]
+    assert given == [None] * len(list(ours.parameters()))
+
+
+def test_hooks_of_a_step_see_its_gradients() -> None:
+    loop, ours, inputs, expected = make()
+    params = list(ours.parameters())
+    seen: list[Any] = []
+
+    def call(x: Tensor, state: Any) -> Tensor:
+        state = ours(x, state)
+        state.grad_fn.register_hook(lambda grads, _: seen.append(grads[-len(params) :]))
+        return state
+
+    assert_same(gradients(loop.run(call, inputs), params), expected)
+    assert_same([sum(grads) for grads in zip(*seen, strict=True)], expected)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_anomaly_mode_names_the_step() -> None:
+    loop, ours, inputs, _ = make()
+    inputs[2][0, 0] = torch.inf
+    with (
+        torch.autograd.detect_anomaly(check_nan=True),
+        pytest.warns(UserWarning, match="Error detected in FusedCellBackward"),
+        pytest.raises(RuntimeError, match=r"FusedCellBackward.* returned nan"),
+    ):
+        loop.run(ours, inputs).backward()
+
+
+def test_a_step_that_is_called_during_a_pass() -> None:
+    """By a hook, as a function of its own: its gradients are the caller's, not the pass's."""
+    loop, ours, inputs, expected = make()
+    params = list(ours.parameters())
+    states: list[Tensor] = []
+
+    def call(x: Tensor, state: Any) -> Tensor:
+        states.append(ours(x, state))
+        return states[-1]
+
+    loss = loop.run(call, inputs)
+    seed = torch.ones_like(states[0])
+    alone = states[3].grad_fn(seed)[-len(params) :]
+    found: list[Any] = []
+    for hooked in (states[3], states[4]):
+        hooked.register_hook(lambda _: found.append(states[3].grad_fn(seed)[-len(params) :]))
+    ours.weight_ih.register_post_accumulate_grad_hook(
+        lambda _: found.append(states[3].grad_fn(seed)[-len(params) :])
+    )
+    loss.backward(retain_graph=True)
+    assert_same([p.grad for p in params], expected)
+    assert len(found) == 3
+    for grads in found:
+        assert_same(grads, list(alone))
+
+
+@pytest.mark.parametrize("change", ["in place", "data", "replaced"])
+def test_saved_copies_of_weights_that_change(change: str) -> None:
+    """With hooks that copy what is saved, each step has the weights of its own time."""
+    results = []
+    loop = Loop("GRU", (3,) * 7, 4, 7)
+    for cell in loop.modules(F64):
+
+        def call(x: Tensor, state: Any, cell: Any = cell) -> Tensor:
+            state = cell(x, state)
+            with torch.no_grad():
+                if change == "in place":
+                    cell.weight_hh.mul_(0.8)
+                elif change == "data":
+                    cell.weight_hh.data.mul_(0.8)
+                else:
+                    cell.weight_hh.data = cell.weight_hh.data * 0.8
+            return state
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+            loss = loop.run(call, loop.inputs(F64))
+        results.append(gradients(loss, list(cell.parameters())))
+    assert_same(*results)
 
 
 def make(kind: str = "GRU") -> tuple[Loop, Any, list[Tensor], list[Tensor]]:
@@ -332,6 +406,20 @@ def test_weights_that_are_results() -> None:
         assert_same(result, results[3])
 
 
+def test_gradients_of_states_that_hooks_change() -> None:
+    results = []
+    loop = Loop("LSTM", (3,) * 6, 4, 7)
+    for cell in loop.modules(F64):
+
+        def call(x: Tensor, state: Any, cell: Any = cell) -> Any:
+            h, c = cell(x, state)
+            h.register_hook(lambda grad: grad.clamp(-0.5, 0.5))
+            return h, c
+
+        results.append(gradients(loop.run(call, loop.inputs(F64)), list(cell.parameters())))
+    assert_same(*results)
+
+
 def test_hooks_see_each_gradient_once() -> None:
     loop, ours, inputs, expected = make()
     seen: list[Tensor] = []
@@ -353,7 +441,7 @@ def test_a_failed_pass_leaves_nothing_to_the_next() -> None:
     state = ours(inputs[1], ours(inputs[0]))
     state.register_hook(hook)
     loss = loop.run(ours, inputs) + 0 * ours(inputs[3], ours(inputs[2], state)).sum()
-    for _ in range(2):
+    for _ in range(9):
         with pytest.raises(RuntimeError, match="in the middle"):
             loss.backward(retain_graph=True)
     ours.zero_grad()

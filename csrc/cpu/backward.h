@@ -554,16 +554,9 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   Barrier barrier(wanted.rows * wanted.units);
   auto body = [&](int id, int team) {
     Barrier::Member member(barrier, id, team);
-    const auto pack = [&](bool wanted_here, const E* b, int64_t columns, int64_t K, E* to) {
-      if (!wanted_here) return;
-      const Range mine = share(blocks_of<T>(columns), team, id);
-      for (int64_t block = mine.begin; block < mine.end; ++block) {
-        pack_columns<E>({b, columns}, 0, K, columns, block,
-                        to + block * Columns<E>::packed(to, K).block_stride);
-      }
-    };
-    pack(pack_hh, args.weights.w_hh, O, depth, plan.packed_hh);
-    pack(pack_hr, args.weights.w_hr, H, P, plan.packed_hr);
+    const auto mine_of = [&](int64_t columns) { return share(blocks_of<T>(columns), team, id); };
+    if (pack_hh) pack_blocks(args.weights.w_hh, O, depth, mine_of(O), plan.packed_hh);
+    if (pack_hr) pack_blocks(args.weights.w_hr, H, P, mine_of(H), plan.packed_hr);
     member.wait();
 
     const Split split = wanted.among(team);

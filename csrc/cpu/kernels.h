@@ -185,7 +185,8 @@ struct Kernels {
   // read them in another order.
   size_t (*packed_bytes)(CellKind, const SequenceShape&);
   void (*pack)(CellKind, const SequenceShape&, const LayerWeights<E>&, std::byte* to);
-  // The same for the backward pass of a layer without projection.
+  // The same for the backward pass of a layer without projection; with an I of 0, for calls that
+  // want no grad_x.
   size_t (*packed_backward_bytes)(CellKind, const SequenceShape&);
   void (*pack_backward)(CellKind, const SequenceShape&, const LayerWeights<E>&, std::byte* to);
   // sigmoid and tanh of n values, for tests of their bounds.

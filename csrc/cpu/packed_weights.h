@@ -75,8 +75,7 @@ struct PackedColumns {
   static constexpr int kLanes = Vec<T>::kLanes;
 
   E* h = nullptr;  // [blocks of H][G*H][kLanes]
-  E* x =
-      nullptr;  // of each set of deltas that x is in, [blocks of I][gates of the set * H][kLanes]
+  E* x = nullptr;  // for each set of deltas that has x: [blocks of I][gates of the set * H][kLanes]
 
   void lay_out(Arena& arena, const SequenceShape& shape) {
     h = arena.take<E>(size(shape.H, Cell::kGates * shape.H));
@@ -87,12 +86,13 @@ struct PackedColumns {
   }
 
   void pack(const SequenceShape& shape, const LayerWeights<E>& w) {
-    pack_all(w.w_hh, shape.H, Cell::kGates * shape.H, h);
+    pack_blocks(w.w_hh, shape.H, Cell::kGates * shape.H, {0, blocks_of<T>(shape.H)}, h);
     int64_t row = 0;  // of w_ih
     E* to = x;
     for (const DeltaColumns& set : Cell::kColumns) {
       if (!set.x) continue;
-      pack_all(w.w_ih + row * shape.I, shape.I, depth(set, shape), to);
+      pack_blocks(w.w_ih + row * shape.I, shape.I, depth(set, shape), {0, blocks_of<T>(shape.I)},
+                  to);
       row += depth(set, shape);
       to += size(shape.I, depth(set, shape));
     }
@@ -104,14 +104,6 @@ struct PackedColumns {
   // Elements of a product's panels.
   static int64_t size(int64_t columns, int64_t K) {
     return blocks_of<T>(columns) * Columns<E>::packed(nullptr, K).block_stride;
-  }
-
- private:
-  static void pack_all(const E* rows, int64_t columns, int64_t K, E* to) {
-    for (int64_t block = 0; block < blocks_of<T>(columns); ++block) {
-      pack_columns<E>({rows, columns}, 0, K, columns, block,
-                      to + block * Columns<E>::packed(to, K).block_stride);
-    }
   }
 };
 

@@ -101,3 +101,12 @@ struct Columns {
     return {data, stride, Vec<E>::kLanes};
   }
 };
+
+// Blocks of the columns of a matrix, K rows deep, to where Columns::packed(to, K) has them.
+template <typename E>
+void pack_blocks(const E* rows, int64_t columns, int64_t K, Range blocks, E* to) {
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    pack_columns<E>({rows, columns}, 0, K, columns, block,
+                    to + block * Columns<E>::packed(to, K).block_stride);
+  }
+}

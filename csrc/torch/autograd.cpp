@@ -4,6 +4,7 @@
 #include <ATen/FuncTorchTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/function.h>
@@ -15,6 +16,7 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <string>
 
 #include "torch/make_node.h"
@@ -92,49 +94,49 @@ struct Saved {
   }
 };
 
-// Backward by the kernels: the gradients that are wanted, one after another. A step leaves those
-// of its params to `weights`, if it has such a node, which then are no longer wanted.
-std::vector<at::Tensor> fused_gradients(const Setting& setting, const Saved& saved,
-                                        const variable_list& grads, WeightsNode* weights,
-                                        std::vector<bool>& is_wanted) {
-  static const auto cell_op = find<decltype(cell_backward)>("fused_rnn::cell_backward");
-  static const auto sequence_op = find<decltype(sequence_backward)>("fused_rnn::sequence_backward");
+Problem problem_of(const Setting& setting, const Saved& saved) {
   const auto& [cell, single_cell, num_layers, bidirectional] = setting;
+  return single_cell ? Problem::cell(saved.input(), saved.state_list(), saved.param_list(), cell)
+                     : Problem::sequence(saved.input(), saved.state_list(), saved.param_list(),
+                                         saved.batch_sizes(), cell, num_layers, bidirectional);
+}
+
+bool is_plain(const Saved& saved, const variable_list& grads) {
+  const Surroundings around;
+  return around.plain() && around.plain(grads) && around.plain(saved.all);
+}
+
+// As the ops take them.
+OptionalTensors optional(const variable_list& grads) {
   OptionalTensors given;
   given.reserve(grads.size());
   for (const at::Tensor& grad : grads)
     given.push_back(grad.defined() ? OptionalTensor(grad) : std::nullopt);
-  const Surroundings around;
-  const bool plain = around.plain() && around.plain(grads) && around.plain(saved.all);
-  const at::TensorList states = saved.state_list(), params = saved.param_list();
-  const auto flags = [&] {
-    Flags wanted;
-    wanted.reserve(is_wanted.size());
-    for (const bool want : is_wanted) wanted.push_back(want);
-    return wanted;
-  };
-  const auto first_param = is_wanted.end() - static_cast<ptrdiff_t>(params.size());
-  if (plain && weights != nullptr &&
-      std::find(first_param, is_wanted.end(), true) != is_wanted.end()) {
-    const Problem p = single_cell
-                          ? Problem::cell(saved.input(), states, params, cell)
-                          : Problem::sequence(saved.input(), states, params, saved.batch_sizes(),
-                                              cell, num_layers, bidirectional);
-    if (SharedSteps* const shared = weights->steps(p)) {
-      std::fill(first_param, is_wanted.end(), false);
-      return backward(p, given, saved.reserve(), flags(), shared);
-    }
+  return given;
+}
+
+Flags flags(const std::vector<bool>& wanted) {
+  Flags result;
+  result.reserve(wanted.size());
+  for (const bool want : wanted) result.push_back(want);
+  return result;
+}
+
+// Backward by the kernels: the gradients that are wanted, one after another.
+std::vector<at::Tensor> fused_gradients(const Setting& setting, const Saved& saved,
+                                        const variable_list& grads,
+                                        const std::vector<bool>& wanted) {
+  static const auto cell_op = find<decltype(cell_backward)>("fused_rnn::cell_backward");
+  static const auto sequence_op = find<decltype(sequence_backward)>("fused_rnn::sequence_backward");
+  if (is_plain(saved, grads)) {
+    return backward(problem_of(setting, saved), optional(grads), saved.reserve(), flags(wanted));
   }
-  const Flags wanted = flags();
-  if (single_cell) {
-    return plain
-               ? cell_backward(given, saved.input(), states, params, saved.reserve(), cell, wanted)
-               : cell_op.call(given, saved.input(), states, params, saved.reserve(), cell, wanted);
-  }
-  return plain ? sequence_backward(given, saved.input(), states, params, saved.batch_sizes(),
-                                   saved.reserve(), cell, num_layers, bidirectional, wanted)
-               : sequence_op.call(given, saved.input(), states, params, saved.batch_sizes(),
-                                  saved.reserve(), cell, num_layers, bidirectional, wanted);
+  const auto& [cell, single_cell, num_layers, bidirectional] = setting;
+  return single_cell ? cell_op.call(optional(grads), saved.input(), saved.state_list(),
+                                    saved.param_list(), saved.reserve(), cell, flags(wanted))
+                     : sequence_op.call(optional(grads), saved.input(), saved.state_list(),
+                                        saved.param_list(), saved.batch_sizes(), saved.reserve(),
+                                        cell, num_layers, bidirectional, flags(wanted));
 }
 
 // Gradients that can be differentiated again: `recompute(input, states, params)` gives the results
@@ -166,23 +168,8 @@ variable_list differentiable_gradients(const Saved& saved, const std::vector<boo
                                /*create_graph=*/true, /*allow_unused=*/true);
 }
 
-// Backward of a call: a gradient for each of input, states and params, undefined if not wanted or
-// left to `weights`.
-variable_list gradients(const Setting& setting, const Saved& saved, const variable_list& grads,
-                        WeightsNode* weights, std::vector<bool> wanted) {
-  variable_list found;
-  if (at::GradMode::is_enabled()) {
-    const auto recompute = [&](const at::Tensor& input, at::TensorList states,
-                               at::TensorList params) {
-      return setting.single_cell
-                 ? recompute_cell(input, states, params, setting.cell)
-                 : recompute_sequence(input, states, params, saved.batch_sizes(), setting.cell,
-                                      setting.num_layers, setting.bidirectional);
-    };
-    found = differentiable_gradients(saved, wanted, grads, recompute);
-  } else {
-    found = fused_gradients(setting, saved, grads, weights, wanted);
-  }
+// A gradient for each of input, states and params, undefined where it is not wanted.
+variable_list spread(std::vector<at::Tensor>&& found, const std::vector<bool>& wanted) {
   variable_list all(wanted.size());
   size_t next = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
@@ -191,11 +178,31 @@ variable_list gradients(const Setting& setting, const Saved& saved, const variab
   return all;
 }
 
+// Backward of a call.
+variable_list gradients(const Setting& setting, const Saved& saved, const variable_list& grads,
+                        const std::vector<bool>& wanted) {
+  if (!at::GradMode::is_enabled())
+    return spread(fused_gradients(setting, saved, grads, wanted), wanted);
+  const auto recompute = [&](const at::Tensor& input, at::TensorList states,
+                             at::TensorList params) {
+    return setting.single_cell
+               ? recompute_cell(input, states, params, setting.cell)
+               : recompute_sequence(input, states, params, saved.batch_sizes(), setting.cell,
+                                    setting.num_layers, setting.bidirectional);
+  };
+  return spread(differentiable_gradients(saved, wanted, grads, recompute), wanted);
+}
+
 // A call in the graph, like the nodes that torch generates for its own ops: torch's Function for
-// extensions adds 3 us to a step. Edges: input, states, params, or a node that steps share in the
-// place of params.
+// extensions adds 3 us to a step. Edges: input, states, params; those of params may lead to the
+// node that the steps of a loop share.
 class CallNode final : public Node {
  public:
+  void set_edges(edge_list&& edges, WeightsPointer weights) {
+    set_next_edges(std::move(edges));
+    weights_ = std::move(weights);
+  }
+
   // None of these is a result of the node itself, which is why none is saved as its output.
   void save(const Setting& setting, const at::Tensor& input, at::TensorList states,
             at::TensorList params, const OptionalTensor& batch_sizes, const at::Tensor& reserve) {
@@ -219,24 +226,34 @@ class CallNode final : public Node {
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return gradients(setting_, unpacked(), grads, weights_node(), wanted());
-  }
-
-  // The edges of the params themselves.
-  at::ArrayRef<Edge> edges_of_params() const {
-    if (const WeightsNode* const weights = weights_node()) return weights->next_edges();
-    return at::ArrayRef<Edge>(next_edges()).slice(1 + states_);
+    const Saved saved = unpacked();
+    std::vector<bool> wanted = wanted_of_engine();
+    if (weights_ != nullptr) {
+      const auto first_param = wanted.begin() + 1 + static_cast<ptrdiff_t>(states_);
+      for (size_t i = 0; i < params_; ++i)
+        first_param[static_cast<ptrdiff_t>(i)] =
+            first_param[static_cast<ptrdiff_t>(i)] && weights_->task_should_compute_output(i);
+      const bool any = std::find(first_param, wanted.end(), true) != wanted.end();
+      if (any && may_leave_rows(saved, grads)) {
+        const Problem p = problem_of(setting_, saved);
+        if (SharedSteps* const steps = weights_->steps(p)) {
+          std::fill(first_param, wanted.end(), false);
+          steps->begin_step(p, saved.param_list(), wanted[0]);
+          return spread(backward(p, optional(grads), saved.reserve(), flags(wanted), steps),
+                        wanted);
+        }
+      }
+    }
+    return gradients(setting_, saved, grads, wanted);
   }
 
   // The node in the place of params, or null.
-  WeightsNode* weights_node() const { return dynamic_cast<WeightsNode*>(after_params().get()); }
+  const WeightsPointer& weights() const { return weights_; }
 
-  // What the first edge of params leads to.
-  NodePointer after_params() const {
-    for (size_t i = 1 + states_; i < num_outputs(); ++i) {
-      if (next_edge(i).is_valid()) return next_edge(i).function;
-    }
-    return {};
+  // The edges of the params themselves.
+  at::ArrayRef<Edge> edges_of_params() const {
+    if (weights_ != nullptr) return weights_->next_edges();
+    return at::ArrayRef<Edge>(next_edges()).slice(1 + states_);
   }
 
   void release_variables() override {
@@ -266,7 +283,7 @@ class CallNode final : public Node {
     packed.pack(states_);
     packed.pack(params_);
     packed.pack(unpacked().all);
-    packed.pack(wanted());
+    packed.pack(wanted_of_engine());
     const std::vector<c10::IValue>& args = packed.vec();
     std::vector<at::TypePtr> types;
     for (const c10::IValue& argument : args) types.push_back(argument.type());
@@ -290,16 +307,19 @@ class CallNode final : public Node {
     return saved;
   }
 
-  std::vector<bool> wanted() const {
-    const WeightsNode* const weights = weights_node();
-    const size_t first_param = 1 + states_;
+  std::vector<bool> wanted_of_engine() const {
     std::vector<bool> wanted(num_outputs());
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      wanted[i] =
-          task_should_compute_output(i) && (i < first_param || weights == nullptr ||
-                                            weights->task_should_compute_output(i - first_param));
-    }
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
     return wanted;
+  }
+
+  // Whether nobody but the engine asks for the gradients, which only has them added up: no hook
+  // that sees them, nobody who looks for the node that a NaN comes from, nor a hook, of this node
+  // or of another, that calls this node as a function while a pass runs.
+  bool may_leave_rows(const Saved& saved, const variable_list& grads) {
+    return !at::GradMode::is_enabled() && !torch::autograd::AnomalyMode::is_enabled() &&
+           torch::autograd::get_current_node().get() == this && tensor_pre_hooks().empty() &&
+           pre_hooks().empty() && post_hooks().empty() && is_plain(saved, grads);
   }
 
   static variable_list apply_packed(const variable_list& grads,
@@ -314,12 +334,13 @@ class CallNode final : public Node {
     saved.states = packed.unpack<size_t>();
     saved.params = packed.unpack<size_t>();
     saved.all = packed.unpack<variable_list>();
-    return gradients(setting, saved, grads, nullptr, packed.unpack<std::vector<bool>>());
+    return gradients(setting, saved, grads, packed.unpack<std::vector<bool>>());
   }
 
   Setting setting_;
   size_t states_ = 0, params_ = 0;
   std::vector<SavedVariable> saved_;
+  WeightsPointer weights_;
 };
 
 Edge edge_of(const at::Tensor& tensor) {
@@ -327,7 +348,8 @@ Edge edge_of(const at::Tensor& tensor) {
   return torch::autograd::impl::gradient_edge(tensor);
 }
 
-// The call that a state comes from, at most a few operators before: masks, views, a norm.
+// The call that a state comes from, if no more than a few operators come after it, each with that
+// state as its first argument that needs a gradient: masks, views, a norm.
 const CallNode* call_before(const Edge& state) {
   constexpr int kOperators = 4;
   const Node* node = state.function.get();
@@ -341,29 +363,30 @@ const CallNode* call_before(const Edge& state) {
   return nullptr;
 }
 
-// Puts the node that the steps of a loop share into the place of their params. The first step is
-// known for one by the second, which finds it before its states; then its own gradients of the
-// params go another way. Where those are large, it has the node for steps that may follow.
-void share_weights(at::ArrayRef<Edge> states, at::TensorList params, edge_list& edges) {
+// The node that a step has in the place of its params, or null: that of the step before it in the
+// loop, whose params have the same edges. A first step does not know that others will follow. Of
+// small weights it has no node, since a node costs more than to add up its gradients and those of
+// the others; of large ones it has one for them to share.
+WeightsPointer shared_weights(at::ArrayRef<Edge> states, at::TensorList params,
+                              const edge_list& edges_of_params) {
   constexpr int64_t kLarge = 1 << 16;  // elements
-  if (std::none_of(edges.begin(), edges.end(), [](const Edge& edge) { return edge.is_valid(); }))
-    return;
-  NodePointer shared;
+  if (std::none_of(edges_of_params.begin(), edges_of_params.end(),
+                   [](const Edge& edge) { return edge.is_valid(); }))
+    return {};
+  const CallNode* before = nullptr;
   for (const Edge& state : states) {
-    const CallNode* const before = call_before(state);
-    if (before == nullptr || before->edges_of_params() != at::ArrayRef<Edge>(edges)) continue;
-    shared = before->after_params();
+    const CallNode* const call = call_before(state);
+    if (call == nullptr || call->edges_of_params() != at::ArrayRef<Edge>(edges_of_params)) continue;
+    before = call;
     break;
   }
-  if (dynamic_cast<WeightsNode*>(shared.get()) == nullptr) {
-    if (shared == nullptr && params[0].numel() + params[1].numel() < kLarge) return;
-    const auto made = make_node<WeightsNode>();
-    made->set_params(params, edges);
-    shared = made;
-  }
-  for (size_t i = 0; i < edges.size(); ++i) {
-    if (edges[i].is_valid()) edges[i] = Edge(shared, static_cast<uint32_t>(i));
-  }
+  if (before != nullptr && before->weights() != nullptr) return before->weights();
+  const auto size = [](int64_t sum, const at::Tensor& param) { return sum + param.numel(); };
+  if (before == nullptr && std::accumulate(params.begin(), params.end(), int64_t{0}, size) < kLarge)
+    return {};
+  const auto made = make_node<WeightsNode>();
+  made->set_params(params, edges_of_params);
+  return made;
 }
 
 // What torch's own Function refuses too: transforms, and a derivative in forward mode.
@@ -377,9 +400,9 @@ void refuse_other_derivatives(const at::Tensor& input, at::TensorList states,
               "Forward-mode derivatives of the fused_rnn operators are not implemented.");
 }
 
-// Whether the backward pass of a call, which has been computed, can leave rows behind.
-bool is_deferrable_step(const Setting& setting, const at::Tensor& input, at::TensorList params,
-                        const OptionalTensor& batch_sizes) {
+// Whether a call, which has been computed, is one that SharedSteps are made for.
+bool is_step(const Setting& setting, const at::Tensor& input, at::TensorList params,
+             const OptionalTensor& batch_sizes) {
   if (setting.single_cell) return true;
   const size_t groups = static_cast<size_t>(setting.num_layers) * (setting.bidirectional ? 2 : 1);
   const bool projects = params.size() / groups % 2 != 0;
@@ -408,10 +431,14 @@ std::vector<at::Tensor> with_graph(const Setting& setting, const at::Tensor& inp
   edge_list of_params;
   of_params.reserve(params.size());
   for (const at::Tensor& param : params) of_params.push_back(edge_of(param));
-  if (plain && is_deferrable_step(setting, input, params, batch_sizes))
-    share_weights(at::ArrayRef<Edge>(edges).slice(1), params, of_params);
-  edges.insert(edges.end(), of_params.begin(), of_params.end());
-  node->set_next_edges(std::move(edges));
+  WeightsPointer weights;
+  if (plain && is_step(setting, input, params, batch_sizes))
+    weights = shared_weights(at::ArrayRef<Edge>(edges).slice(1), params, of_params);
+  for (size_t i = 0; i < of_params.size(); ++i) {
+    const bool shared = weights != nullptr && of_params[i].is_valid();
+    edges.push_back(shared ? Edge(weights, static_cast<uint32_t>(i)) : std::move(of_params[i]));
+  }
+  node->set_edges(std::move(edges), std::move(weights));
   node->save(setting, input, states, params, batch_sizes, results.back());
   results.pop_back();
   torch::autograd::set_history(results, node);

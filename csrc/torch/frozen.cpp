@@ -20,7 +20,7 @@ std::shared_ptr<const PackedLayers> Frozen::packed(const Problem& p) {
     packed_ = nullptr;  // Its memory is free before the next is taken.
     versions_.clear();
     for (const at::Tensor& param : params_) versions_.push_back(param._version());
-    packed_ = std::make_shared<const PackedLayers>(p, Pass::forward);
+    packed_ = std::make_shared<const PackedLayers>(p, PackedFor::forward);
   }
   return packed_;
 }

@@ -143,7 +143,6 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
   const E* const kept = data<E>(g.reserve);
   at::Tensor between[2];  // gradients of the outputs of inner layers
   const T* grad_out = data<T>(g.out);
-  if (g.shared != nullptr) g.shared->begin_step(p);
   for (int64_t layer = p.L - 1; layer >= 0 && wanted_up_to(p, g, layer); --layer) {
     T* grad_x = nullptr;
     if (layer == 0) {

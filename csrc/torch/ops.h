@@ -42,8 +42,8 @@ class PackedLayers;
 class Problem;
 // The results of a call, not for training, from weights that were packed before.
 std::vector<at::Tensor> infer(const Problem& p, const PackedLayers& packed);
-// The gradients that are wanted of input, states and params, one after another; of a single step,
-// those of the params may be left to the steps that it shares them with.
+// The gradients that are wanted of input, states and params, one after another. Of a step that has
+// begun, `shared` gets what those of the params are made of.
 std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
                                  const at::Tensor& reserve, const Flags& wanted,
                                  SharedSteps* shared = nullptr);

@@ -5,12 +5,13 @@
 
 namespace fused_rnn {
 
-PackedLayers::PackedLayers(const Problem& p, Pass pass) {
+PackedLayers::PackedLayers(const Problem& p, PackedFor use) {
   with_kernels(p, [&]<typename E>(const Kernels<E>& run) {
     kernels_ = &run;
-    const bool forward = pass == Pass::forward;
+    const bool forward = use == PackedFor::forward;
     for (int64_t group = 0; group < p.L * p.D; ++group) {
-      const SequenceShape shape = p.shape(group / p.D, group % p.D);
+      SequenceShape shape = p.shape(group / p.D, group % p.D);
+      if (use == PackedFor::backward_without_input && group < p.D) shape.I = 0;
       const size_t bytes = (forward ? run.packed_bytes : run.packed_backward_bytes)(p.kind, shape);
       blocks_.push_back(empty({static_cast<int64_t>(bytes)}, at::kByte));
       (forward ? run.pack : run.pack_backward)(

@@ -9,13 +9,14 @@
 
 namespace fused_rnn {
 
-enum class Pass { forward, backward };
+// What reads them: the forward pass, or the backward pass, with the gradient of the input or
+// without.
+enum class PackedFor { forward, backward, backward_without_input };
 
-// The weights of each layer and direction as one pass of the kernels of one instruction set and
-// type reads them.
+// The weights of each layer and direction as the kernels of one instruction set and type read them.
 class PackedLayers {
  public:
-  PackedLayers(const Problem& p, Pass pass);
+  PackedLayers(const Problem& p, PackedFor use);
 
   // Whether these are the kernels that can read it.
   bool are_for(const void* kernels) const { return kernels == kernels_; }

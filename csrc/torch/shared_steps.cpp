@@ -1,6 +1,7 @@
 #include "torch/shared_steps.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "torch/memory.h"
 #include "torch/threads.h"
@@ -30,28 +31,42 @@ SharedSteps::SharedSteps(const Problem& p, std::vector<bool> wanted)
       gradients_(wanted_.size()) {}
 
 bool SharedSteps::fits(const Problem& p) const {
-  return kind_ == p.kind && dtype_ == p.dtype && operand_ == p.operand && narrow_ == p.narrow &&
-         D_ == p.D && I_ == p.I && H_ == p.H && groups_ == p.L * p.D &&
-         params_of_group_ == p.params_of_layer();
+  return kind_ == p.kind && dtype_ == p.dtype && narrow_ == p.narrow && D_ == p.D && I_ == p.I &&
+         H_ == p.H && groups_ == p.L * p.D && params_of_group_ == p.params_of_layer();
 }
 
-void SharedSteps::begin_step(const Problem& p) {
+void SharedSteps::begin_step(const Problem& p, at::TensorList params, bool input_gradient) {
   if (count_ + p.N > capacity_) {
     multiply();
     if (p.N > capacity_) allocate(std::max(p.N, kRows));
   }
   rows_of_step_ = p.N;
-  // Autograd has seen to it that no step's weights have changed since its forward call.
-  if (++steps_ == kStepsUntilPacked) packed_ = std::make_unique<PackedLayers>(p, Pass::backward);
+
+  const auto version = [](const at::Tensor& param) {
+    return param.is_inference() ? int64_t{0} : param._version();
+  };
+  if (params_.empty()) {
+    params_ = params.vec();
+    std::transform(params_.begin(), params_.end(), std::back_inserter(versions_), version);
+  }
+  bool same = true;
+  for (size_t i = 0; i < params_.size(); ++i)
+    same = same && params[i].is_same(params_[i]) && version(params[i]) == versions_[i];
+  if (same && ++steps_ == kStepsUntilPacked) {
+    packed_ = std::make_unique<PackedLayers>(
+        p, input_gradient ? PackedFor::backward : PackedFor::backward_without_input);
+    packed_for_input_ = input_gradient;
+  }
+  reads_packed_ = same && packed_ != nullptr && (packed_for_input_ || !input_gradient);
 }
 
 void SharedSteps::allocate(int64_t capacity) {
   capacity_ = capacity;
   rows_.resize(static_cast<size_t>(groups_));
-  const int64_t deltas = cell_traits(kind_).sums * H_;
-  const int64_t stride = operand_ == at::kDouble     ? delta_stride<double>(deltas)
-                         : operand_ == at::kBFloat16 ? delta_stride<bfloat16>(deltas)
-                                                     : delta_stride<float>(deltas);
+  int64_t stride = 0;
+  with_kernels(narrow_, compute_, [&]<typename E>(const Kernels<E>&) {
+    stride = delta_stride<E>(cell_traits(kind_).sums * H_);
+  });
   for (int64_t group = 0; group < groups_; ++group) {
     rows_[static_cast<size_t>(group)] = {empty({capacity, input_size(group)}, operand_),
                                          empty({capacity, H_}, operand_),
@@ -75,7 +90,7 @@ void SharedSteps::multiply(const Kernels<E>& run) {
     args.deltas = mutable_data<E>(kept.deltas);
     T** const places[] = {&args.grad_w_ih, &args.grad_w_hh, &args.grad_b_ih, &args.grad_b_hh};
     bool any = false;
-    bool add = false;
+    bool add = false;  // All that are wanted come into being together.
     for (int64_t i = 0; i < params_of_group_; ++i) {
       if (!wants(first + i)) continue;
       at::Tensor& gradient = gradients_[static_cast<size_t>(first + i)];

@@ -23,21 +23,23 @@ class SharedSteps {
   // Of the params that are wanted, in the order of the ops.
   SharedSteps(const Problem& p, std::vector<bool> wanted);
 
-  // Whether rows of this call can be kept beside those that are there.
+  // Whether rows of this call can be kept beside those that are there. Not whether its weights are
+  // the same: that they have the same edges is what makes steps share this.
   bool fits(const Problem& p) const;
   bool wants(int64_t param) const { return wanted_[static_cast<size_t>(param)]; }
 
-  // Of one more step: makes room for its rows.
-  void begin_step(const Problem& p);
+  // One more step: makes room for its rows and, if its params are those of two steps before, packs
+  // them; for the gradient of the input only if this step has one.
+  void begin_step(const Problem& p, at::TensorList params, bool input_gradient);
   // Where its deltas are to be written, for a layer and direction.
   template <typename E>
   E* deltas(int64_t group) const {
     const Rows& kept = rows_[static_cast<size_t>(group)];
     return mutable_data<E>(kept.deltas) + count_ * kept.deltas.size(1);
   }
-  // The weights as these kernels read them, or null.
+  // The step's weights as these kernels read them, or null.
   const std::byte* packed(const void* kernels, int64_t group) const {
-    return packed_ != nullptr && packed_->are_for(kernels) ? packed_->at(group) : nullptr;
+    return reads_packed_ && packed_->are_for(kernels) ? packed_->at(group) : nullptr;
   }
   // What its call of a layer and direction was made of.
   template <typename E>
@@ -68,8 +70,14 @@ class SharedSteps {
   int64_t capacity_ = 0;
   int64_t count_ = 0;         // of rows
   int64_t rows_of_step_ = 0;  // that is being kept
-  int steps_ = 0;             // so far
+  // The params that steps have had, how many so far, and the same packed. Steps have others where
+  // hooks make a copy of what each saves, and their values too may then be others.
+  std::vector<at::Tensor> params_;
+  std::vector<int64_t> versions_;
+  int steps_ = 0;
   std::unique_ptr<PackedLayers> packed_;
+  bool packed_for_input_ = false;
+  bool reads_packed_ = false;  // the step that is being kept
   std::vector<Rows> rows_;
   std::vector<at::Tensor> gradients_;  // of params, as far as multiplied
 };

@@ -19,6 +19,7 @@ SharedSteps* WeightsNode::steps(const Problem& p) {
   const auto pass = std::find_if(passes_.begin(), passes_.end(),
                                  [id](const Pass& pass) { return pass.id == id; });
   if (pass != passes_.end()) return pass->steps->fits(p) ? pass->steps.get() : nullptr;
+  if (passes_.size() == kMostPasses) return nullptr;
   std::vector<bool> wanted(num_outputs());
   for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
   passes_.push_back({id, std::make_unique<SharedSteps>(p, std::move(wanted))});

@@ -3,18 +3,19 @@
 
 #include <torch/csrc/autograd/function.h>
 
+#include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "torch/make_node.h"
 #include "torch/shared_steps.h"
 
 namespace fused_rnn {
 
-// Inputs and edges: the params of the steps. A step's backward call either leaves its rows here,
-// and gives no gradients of the params, or gives them as any node does. The engine runs this node
-// when all steps of a backward pass are done.
+// Inputs and edges: the params of the steps. In a backward pass a step either leaves its rows in
+// the pass's SharedSteps, and gives no gradients of the params, or gives them as any node does. The
+// engine runs this node when all steps of the pass are done.
 class WeightsNode final : public torch::autograd::Node {
  public:
   using variable_list = torch::autograd::variable_list;
@@ -22,9 +23,9 @@ class WeightsNode final : public torch::autograd::Node {
   // Both lists belong together: an edge is not valid where a param needs no gradient.
   void set_params(at::TensorList params, torch::autograd::edge_list edges);
 
-  // Where the rows of a step go in the backward pass that is running; null outside of one, or if
-  // the step's are of another kind than those that are there. Valid until the pass has come to
-  // this node.
+  // Where the rows of a step go in the backward pass that is running; null outside of one, if the
+  // step's are of another kind than those that are there, or if too many passes are under way.
+  // Valid until the pass has come to this node.
   SharedSteps* steps(const Problem& p);
 
   std::string name() const override { return "FusedWeightsBackward"; }
@@ -38,8 +39,10 @@ class WeightsNode final : public torch::autograd::Node {
   }
 
  private:
-  // Of one backward pass. Several may run at the same time, in threads of their own. What one that
-  // failed has left stays until the graph is gone.
+  // Of one backward pass. Several may run at the same time, in threads of their own or one inside
+  // another. What one that failed has left stays until the graph is gone, so there may only be a
+  // few.
+  static constexpr size_t kMostPasses = 4;
   struct Pass {
     int id;
     std::unique_ptr<SharedSteps> steps;
@@ -50,5 +53,7 @@ class WeightsNode final : public torch::autograd::Node {
   std::mutex passes_mutex_;
   std::vector<Pass> passes_;
 };
+
+using WeightsPointer = decltype(make_node<WeightsNode>());
 
 }  // namespace fused_rnn
