@@ -228,20 +228,22 @@ class CallNode final : public Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Saved saved = unpacked();
     std::vector<bool> wanted = wanted_of_engine();
-    if (weights_ != nullptr) {
-      const auto first_param = wanted.begin() + 1 + static_cast<ptrdiff_t>(states_);
-      for (size_t i = 0; i < params_; ++i)
-        first_param[static_cast<ptrdiff_t>(i)] =
-            first_param[static_cast<ptrdiff_t>(i)] && weights_->task_should_compute_output(i);
-      const bool any = std::find(first_param, wanted.end(), true) != wanted.end();
-      if (any && may_leave_rows(saved, grads)) {
-        const Problem p = problem_of(setting_, saved);
-        if (SharedSteps* const steps = weights_->steps(p)) {
-          std::fill(first_param, wanted.end(), false);
-          steps->begin_step(p, saved.param_list(), wanted[0]);
-          return spread(backward(p, optional(grads), saved.reserve(), flags(wanted), steps),
-                        wanted);
-        }
+    if (weights_ == nullptr) return gradients(setting_, saved, grads, wanted);
+
+    // The engine runs the node of the weights for all of them, or for none.
+    const size_t first_param = 1 + states_;
+    bool any = false;
+    for (size_t i = 0; i < params_; ++i) {
+      const bool want = wanted[first_param + i] && weights_->task_should_compute_output(i);
+      wanted[first_param + i] = want;
+      any = any || want;
+    }
+    if (any && may_leave_rows(saved, grads)) {
+      const Problem p = problem_of(setting_, saved);
+      if (SharedSteps* const steps = weights_->steps(p)) {
+        std::fill(wanted.begin() + static_cast<ptrdiff_t>(first_param), wanted.end(), false);
+        steps->begin_step(p, saved.param_list(), wanted[0]);
+        return spread(backward(p, optional(grads), saved.reserve(), flags(wanted), steps), wanted);
       }
     }
     return gradients(setting_, saved, grads, wanted);

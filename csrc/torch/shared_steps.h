@@ -70,8 +70,8 @@ class SharedSteps {
   int64_t capacity_ = 0;
   int64_t count_ = 0;         // of rows
   int64_t rows_of_step_ = 0;  // that is being kept
-  // The params that steps have had, how many so far, and the same packed. Steps have others where
-  // hooks make a copy of what each saves, and their values too may then be others.
+  // The params of the first step, how many steps have had the same, and those packed. Steps have
+  // others where hooks make a copy of what each saves, and their values too may then be others.
   std::vector<at::Tensor> params_;
   std::vector<int64_t> versions_;
   int steps_ = 0;
