@@ -388,7 +388,7 @@ def test_a_hundred_thousand_calls_leak_nothing() -> None:
             for _ in range(4):
                 stacked(sequence)
                 streaming(packed)
-        total = streaming(sequence)[0].sum() + cell(row).sum()
+        total = streaming(sequence)[0].sum() + cell(row, cell(row, cell(row))).sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

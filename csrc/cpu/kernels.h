@@ -9,8 +9,7 @@
 //              packed input gives batch_sizes, positive, never rising, the first of them B.
 // Gates        in torch's order: i f g o (LSTM), r z n (GRU).
 // Aliasing     no output overlaps an input or another output, but for what passes between the
-// layers
-//              of a stack (`Kernels`).
+//              layers of a stack (`Kernels`).
 // Errors       std::bad_alloc for scratch memory; what outputs hold then is undefined. Nothing is
 //              checked.
 // Null         a pointer said to be optional may be null; others may not (unless their size is 0).
@@ -175,9 +174,10 @@ struct Kernels {
   // it.
   void (*forward)(CellKind, const ForwardArgs<E>*, int layers, int directions, const Threads&);
   void (*backward)(CellKind, const BackwardArgs<E>*, int layers, int directions, const Threads&);
-  // The gradients of the weights of a layer in one direction, of B rows of however many steps:
-  // added to what is there where `add`. Only the sizes of the shape, x, h0, the deltas, as backward
-  // kept them, and the gradients of the weights are looked at.
+  // The gradients of the weights of a layer without projection in one direction, of B rows of
+  // however many steps, put together as one of T = 1: added to what is there where `add`. Looked at
+  // are the sizes of the shape, x, h0, here not optional, the deltas, as backward kept them, and
+  // the gradients of the weights.
   void (*weight_gradients)(CellKind, const BackwardArgs<E>&, bool add, const Threads&);
   // The weights of a layer in one direction as the forward pass reads them, for callers that use
   // them many times: how many bytes that takes, and writing it, to a block aligned to 64 bytes.

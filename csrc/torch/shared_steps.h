@@ -86,9 +86,10 @@ template <typename E>
 void SharedSteps::keep(int64_t group, const BackwardArgs<E>& args) {
   const Rows& kept = rows_[static_cast<size_t>(group)];
   const int64_t I = args.shape.I;
+  E* const x = mutable_data<E>(kept.x) + count_ * I;
   for (int64_t row = 0; row < rows_of_step_; ++row) {
-    const E* const x = args.x + row * args.x_stride;
-    std::copy(x, x + I, mutable_data<E>(kept.x) + (count_ + row) * I);
+    const E* const from = args.x + row * args.x_stride;
+    std::copy(from, from + I, x + row * I);
   }
   E* const h_prev = mutable_data<E>(kept.h_prev) + count_ * H_;
   if (args.h0 != nullptr) {

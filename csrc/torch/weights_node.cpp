@@ -12,12 +12,16 @@ void WeightsNode::set_params(at::TensorList params, torch::autograd::edge_list e
   set_next_edges(std::move(edges));
 }
 
+std::vector<WeightsNode::Pass>::iterator WeightsNode::find(int id) {
+  return std::find_if(passes_.begin(), passes_.end(),
+                      [id](const Pass& pass) { return pass.id == id; });
+}
+
 SharedSteps* WeightsNode::steps(const Problem& p) {
   const int id = torch::autograd::get_current_graph_task_id();
   if (id < 0) return nullptr;
   const std::lock_guard<std::mutex> lock(passes_mutex_);
-  const auto pass = std::find_if(passes_.begin(), passes_.end(),
-                                 [id](const Pass& pass) { return pass.id == id; });
+  const auto pass = find(id);
   if (pass != passes_.end()) return pass->steps->fits(p) ? pass->steps.get() : nullptr;
   if (passes_.size() == kMostPasses) return nullptr;
   std::vector<bool> wanted(num_outputs());
@@ -28,8 +32,7 @@ SharedSteps* WeightsNode::steps(const Problem& p) {
 
 std::unique_ptr<SharedSteps> WeightsNode::take(int id) {
   const std::lock_guard<std::mutex> lock(passes_mutex_);
-  const auto pass = std::find_if(passes_.begin(), passes_.end(),
-                                 [id](const Pass& pass) { return pass.id == id; });
+  const auto pass = find(id);
   if (pass == passes_.end()) return nullptr;
   std::unique_ptr<SharedSteps> steps = std::move(pass->steps);
   passes_.erase(pass);

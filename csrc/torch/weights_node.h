@@ -48,7 +48,8 @@ class WeightsNode final : public torch::autograd::Node {
     std::unique_ptr<SharedSteps> steps;
   };
 
-  std::unique_ptr<SharedSteps> take(int pass);
+  std::vector<Pass>::iterator find(int id);
+  std::unique_ptr<SharedSteps> take(int id);
 
   std::mutex passes_mutex_;
   std::vector<Pass> passes_;
