@@ -14,7 +14,7 @@
 // A chunk's deltas: few enough bytes to stay in cache, but at least as many rows as make the
 // products long.
 constexpr int64_t kChunkBytes = 3 << 20;
-constexpr int64_t kChunkRows = 256;
+constexpr int64_t kChunkRows = 512;
 
 // Where one row of a step reads and writes.
 template <typename E>
@@ -67,7 +67,7 @@ struct BackwardPlan {
   E* dp_columns = nullptr;
   // Of each thread:
   BackwardRow<E>* rows = nullptr;  // [B]
-  E* part = nullptr;               // [part_size]: what a product packs
+  E* part = nullptr;               // what a product packs
 
   int64_t delta_stride() const { return fused_rnn::delta_stride<E>(Cell::kSums * args.shape.H); }
   int64_t dp_stride() const {
@@ -422,6 +422,12 @@ void sum_columns(const E* rows, int64_t stride, int64_t K, int64_t count, sum_t<
   }
 }
 
+// Scratch of weight_products for so many rows.
+template <typename Cell, typename E>
+int64_t weight_part_size(const SequenceShape& shape, int64_t rows) {
+  return scratch_of_product<E>(Cell::kSums * shape.H, rows, shape.I > shape.H ? shape.I : shape.H);
+}
+
 // The gradients of the weights that this thread's columns of the deltas give.
 template <typename Cell, typename E>
 void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, bool add,
@@ -439,7 +445,7 @@ void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& ch
                            int64_t N, T* grad, int64_t to) {
     if (grad == nullptr) return;
     multiply_rows(
-        Product<E, true>{
+        Product<E, Left::columns>{
             left + from.begin * Operand<E>::kGroup, stride, {}, K, grad + to * N, N, N, add},
         right, from.size(), plan.part);
   };
@@ -503,6 +509,9 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   plan.chunk_rows = kChunkBytes / (D * static_cast<int64_t>(sizeof(E)));
   if (plan.chunk_rows < kChunkRows) plan.chunk_rows = kChunkRows;
   if (plan.chunk_rows < shape.B) plan.chunk_rows = shape.B;
+  const int64_t chunks = (plan.N + plan.chunk_rows - 1) / plan.chunk_rows;
+  const int64_t even = (plan.N + chunks - 1) / chunks + shape.B - 1;
+  if (plan.chunk_rows > even) plan.chunk_rows = even;
   if (plan.chunk_rows > plan.N) plan.chunk_rows = plan.N;
 
   const int64_t hidden_blocks = blocks_of<T>(O);
@@ -512,8 +521,10 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
                        worth_packing<E>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
   const bool pack_hr = P > 0;
 
-  // The deepest products: the gradients of the weights over a chunk, of x over the gates.
-  const int64_t part = part_size<E>(plan.chunk_rows > depth ? plan.chunk_rows : depth);
+  // Of products for the gradients of x and of the weights.
+  const int64_t inputs = scratch_of_product<E>(plan.chunk_rows, depth, shape.I);
+  const int64_t sums = plan.want_weights ? weight_part_size<Cell, E>(shape, plan.chunk_rows) : 0;
+  const int64_t part = inputs > sums ? inputs : sums;
   const auto lay_out = [&](Arena arena) {
     plan.zeros = arena.take<T>(H);
     plan.none = arena.take<E>(H);
@@ -607,7 +618,7 @@ void weights_of_deltas(const BackwardArgs<E>& args, bool add, const Threads& thr
   plan.deltas = args.deltas;
 
   const Split wanted = split_work<Cell, E>(shape, threads.limit);
-  const int64_t part = part_size<E>(shape.B);
+  const int64_t part = weight_part_size<Cell, E>(shape, shape.B);
   const auto lay_out = [&](Arena arena) {
     plan.h_prev = arena.take<const E*>(shape.B);
     plan.delta_columns =

@@ -706,7 +706,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     }
     if (shape.P > 0) {
       if (!mine.alone) member.wait();
-      const Product<E, false, E> project{
+      const Product<E, Left::rows, E> project{
           plan.unprojected + mine.rows.begin * H,
           H,
           Columns<E>::packed(plan.packed.projection, H),

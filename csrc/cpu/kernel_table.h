@@ -15,6 +15,7 @@
 #include "cpu/cells.h"
 #include "cpu/product.h"
 #include "cpu/steps.h"
+#include "cpu/strips.h"
 //
 #include "cpu/split.h"
 //

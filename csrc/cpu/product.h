@@ -1,13 +1,17 @@
 // Plain products of matrices, made of the same tile: gradients of weights and inputs.
 
-// c[m][n] = sum over k of a[m][k] * b[k][n], added to what c holds when `add`. A transposed a is
-// given by its columns, as RowsOfTranspose reads them. c is of the type of sums, or rounded to E.
-template <typename E, bool kTransposed = false, typename C = sum_t<E>>
+// How a product has its left-hand operand: as rows or as the columns of a matrix, which is thus
+// read as its transpose; where they are, or as copies of them, those of a tile together (strips.h).
+enum class Left { rows, columns, copied_rows, copied_columns };
+
+// c[m][n] = sum over k of a[m][k] * b[k][n], added to what c holds when `add`. c is of the type of
+// sums, or rounded to E.
+template <typename E, Left kLeft = Left::rows, typename C = sum_t<E>>
 struct Product {
   using T = sum_t<E>;
 
   const E* a;
-  int64_t a_stride;
+  int64_t a_stride;  // between the rows that a is in memory; of copied columns, their depth
   Columns<E> b;
   int64_t K;
   C* c;
@@ -18,31 +22,37 @@ struct Product {
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     constexpr int kLanes = Vec<T>::kLanes;
+    constexpr bool kLarge = kLeft == Left::copied_rows || kLeft == Left::copied_columns;
     Vec<T> sum[R][NB][1];
-    C* to = c + row * c_stride + block * kLanes;
+    C* const to = c + row * c_stride + block * kLanes;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int i = 0; i < NB; ++i) {
-        sum[r][i][0] =
-            add ? Operand<C>::widened(to + r * c_stride + i * kLanes, lanes_of<T>(block + i, N))
-                : Vec<T>::zero();
+        sum[r][i][0] = Vec<T>::zero();
+        // A large c comes from afar: it is on its way while the sums are made.
+        if (kLarge && add) __builtin_prefetch(to + r * c_stride + i * kLanes, 1);
       }
     }
-    if constexpr (kTransposed) {
-      const RowsOfTranspose<E> rows{a + row * Operand<E>::kGroup, a_stride};
-      multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride);
-    } else {
+    if constexpr (kLeft == Left::rows || kLeft == Left::copied_rows) {
       RowsAnywhere<E, R> rows;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) rows.row[r] = a + (row + r) * a_stride;
       multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride);
+    } else {
+      const RowsOfTranspose<E> rows =
+          kLeft == Left::columns ? RowsOfTranspose<E>{a + row * Operand<E>::kGroup, a_stride}
+                                 : RowsOfTranspose<E>{a + row * a_stride, R};
+      multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int i = 0; i < NB; ++i) {
-        Operand<C>::narrow(sum[r][i][0], to + r * c_stride + i * kLanes, lanes_of<T>(block + i, N));
+        C* const at = to + r * c_stride + i * kLanes;
+        const int lanes = lanes_of<T>(block + i, N);
+        if (add) sum[r][i][0] = Operand<C>::widened(at, lanes) + sum[r][i][0];
+        Operand<C>::narrow(sum[r][i][0], at, lanes);
       }
     }
   }
@@ -55,14 +65,15 @@ struct Product {
 // The product for M rows and the given blocks, a part of the columns and of k at a time:
 // panel(some, k, depth) gives the columns of that part of b. Sums that c rounds are never taken up
 // again: there all of k is one part.
-template <typename E, bool kTransposed, typename C, typename Panel>
-void for_each_part(const Product<E, kTransposed, C>& product, int64_t M, Range blocks,
+template <typename E, Left kLeft, typename C, typename Panel>
+void for_each_part(const Product<E, kLeft, C>& product, int64_t M, Range blocks,
                    const Panel& panel) {
+  constexpr bool kColumns = kLeft == Left::columns;
   constexpr int kLanes = Vec<sum_t<E>>::kLanes;
   const int64_t deepest = sizeof(C) == sizeof(sum_t<E>) ? kDepth : product.K;
   for (Range some = blocks; some.begin < blocks.end; some.begin = some.end) {
     some.end = some.begin + kBlocksAbreast < blocks.end ? some.begin + kBlocksAbreast : blocks.end;
-    Product<E, kTransposed, C> part = product;
+    Product<E, kLeft, C> part = product;
     part.c += some.begin * kLanes;
     part.N -= some.begin * kLanes;
     int64_t k = 0;
@@ -72,12 +83,12 @@ void for_each_part(const Product<E, kTransposed, C>& product, int64_t M, Range b
       const int64_t tiles = (M + kTileRows - 1) / kTileRows;
       for (int64_t i = 0; i < tiles; ++i) {
         const Range rows = share(M, tiles, i);
-        Product<E, kTransposed, C> tile = part;
-        tile.a += rows.begin * (kTransposed ? Operand<E>::kGroup : part.a_stride);
+        Product<E, kLeft, C> tile = part;
+        tile.a += rows.begin * (kColumns ? Operand<E>::kGroup : part.a_stride);
         tile.c += rows.begin * part.c_stride;
         for_each_tile<1>(rows.size(), Range{0, some.size()}, tile);
       }
-      part.a += kTransposed ? part.K * part.a_stride : part.K;
+      part.a += kColumns ? part.K * part.a_stride : part.K;
       part.add = true;
       k += part.K;
     } while (k < product.K);
@@ -85,8 +96,8 @@ void for_each_part(const Product<E, kTransposed, C>& product, int64_t M, Range b
 }
 
 // The product for M rows and the given blocks of columns, b as it is given.
-template <typename E, bool kTransposed, typename C>
-void multiply_matrices(const Product<E, kTransposed, C>& product, int64_t M, Range blocks) {
+template <typename E, Left kLeft, typename C>
+void multiply_matrices(const Product<E, kLeft, C>& product, int64_t M, Range blocks) {
   for_each_part(product, M, blocks, [&](Range some, int64_t k, int64_t) {
     Columns<E> part = product.b;
     part.data = product.b.at(some.begin, k);
@@ -94,7 +105,7 @@ void multiply_matrices(const Product<E, kTransposed, C>& product, int64_t M, Ran
   });
 }
 
-// Scratch that multiply_rows needs for a product of depth K.
+// Scratch that multiply_parts needs for a product of depth K.
 template <typename E>
 int64_t part_size(int64_t K) {
   return kBlocksAbreast * depth_of<E>(K < kDepth ? K : kDepth) * Vec<sum_t<E>>::kLanes;
@@ -110,10 +121,9 @@ bool worth_packing(int64_t columns, int64_t uses) {
 }
 
 // The product for M rows and all columns, where b is given as rows: each part is packed just before
-// it is used, so that no packed copy of all of b is ever needed.
-template <typename E, bool kTransposed>
-void multiply_rows(Product<E, kTransposed> product, const OperandRows<E>& b, int64_t M,
-                   E* scratch) {
+// it is used.
+template <typename E, Left kLeft>
+void multiply_parts(Product<E, kLeft> product, const OperandRows<E>& b, int64_t M, E* scratch) {
   const Range blocks{0, blocks_of<sum_t<E>>(product.N)};
   if constexpr (Operand<E>::kGroup == 1) {
     if (b.anywhere == nullptr && !worth_packing<E>(product.N, M / kTileRows)) {
