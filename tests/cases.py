@@ -153,7 +153,7 @@ def layer_cases() -> Iterator[Case]:
                 base = replace(Case(kind, T, B, I, H), **more)
                 yield base
                 yield replace(base, lengths=spread_lengths(T, B, ascending=index % 2 == 0))
-        yield Case(kind, 13, 41, 601, 37)  # large enough to copy the operands of gradients
+        yield Case(kind, 13, 41, 601, 130)  # large enough to copy the operands of gradients
         yield Case(kind, 5, 3, 4, 9, batch_first=True)
         yield Case(kind, 5, 3, 4, 9, batch_first=True, lengths=(2, 5, 3))
         yield Case(kind, 5, 0, 4, 9, L=2)

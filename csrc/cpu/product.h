@@ -11,7 +11,7 @@ struct Product {
   using T = sum_t<E>;
 
   const E* a;
-  int64_t a_stride;  // between the rows that a is in memory; of copied columns, their depth
+  int64_t a_stride;  // between the rows of a matrix; of copied columns, how deep they are
   Columns<E> b;
   int64_t K;
   C* c;
@@ -68,6 +68,7 @@ struct Product {
 template <typename E, Left kLeft, typename C, typename Panel>
 void for_each_part(const Product<E, kLeft, C>& product, int64_t M, Range blocks,
                    const Panel& panel) {
+  static_assert(kLeft == Left::rows || kLeft == Left::columns);
   constexpr bool kColumns = kLeft == Left::columns;
   constexpr int kLanes = Vec<sum_t<E>>::kLanes;
   const int64_t deepest = sizeof(C) == sizeof(sum_t<E>) ? kDepth : product.K;

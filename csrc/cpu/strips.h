@@ -1,22 +1,21 @@
 // Products of large matrices whose right-hand operand is given as rows: gradients of weights and
 // inputs of large layers.
 //
-// The left-hand operand is copied as well as the right-hand one. Its elements as the tiles read
-// them are a row of a matrix apart, or its rows are: some KB, at which distance few of them fit
-// into a cache, since they fall into few of its sets. As copies, those of a tile lie together; they
-// are the strips. As many strips as are copied together stay in L2 while the panels, a row of
-// blocks that waits in L3, pass by, and a tile's panels come no further than L2 while the strips
-// do.
+// The left-hand operand is copied too. What a tile reads of it lies a row of a matrix apart, some
+// KB, and of addresses so far apart a cache holds few, since they fall into few of its sets. The
+// copies are strips: what a tile reads, without gaps. Those of a few tiles stay in L2, and each is
+// used by a whole row of blocks: by panels of the right-hand operand, which wait in L3 and come to
+// L2 once for the strips that are there.
 //
-// Zen 3, the backward pass in turns with one that reads the left-hand operand as it lies, in parts
-// of 256 x 128: LSTM H = 1024, B = 32 385 ms and 449, H = 512 95 and 115, H = 256, B = 64 110 and
-// 116, GRU H = 512 72 and 78. The same with strips of 256, 384 or 1024: up to 9 % slower, with
-// rows as they lie: 2 to 6 %.
+// Zen 3, the backward pass, in turns with parts that read the left-hand operand as it lies: LSTM
+// H = 1024, B = 32 450 ms and 385, H = 512 115 and 95, H = 256, B = 64 116 and 110, GRU H = 512 78
+// and 72; H = 128, where nothing is copied now: no difference. 256 or 1024 deep: up to 9 % slower.
 
 constexpr int64_t kStripDepth = 512;
 constexpr int64_t kStripsTogether = 8;
 constexpr int64_t kPanelBytes = 1 << 20;
-// What the copies pay for: so many rows and so deep at least, and more blocks of columns than this.
+// Copies pay for products of at least so many rows, at least so deep and of more blocks of columns
+// than this.
 constexpr int64_t kWorthRows = 2 * kStripsTogether * kTileRows;
 constexpr int64_t kWorthDepth = 64;
 constexpr int64_t kWorthBlocks = 16;
@@ -27,11 +26,12 @@ bool worth_copying(int64_t M, int64_t K, int64_t N) {
 }
 
 // Strips of columns, the rows of a matrix being `stride` elements, or groups, apart:
-// to[strip][k][kTileRows], where the last strip may be narrower.
+// to[strip][k][kTileRows], in whole groups of k. The last strip may be narrower.
 template <typename E>
-void copy_columns(const E* rows, int64_t stride, int64_t columns, int64_t depth, E* to) {
+void copy_columns(const E* rows, int64_t stride, int64_t columns, int64_t K, E* to) {
   constexpr int64_t kGroup = Operand<E>::kGroup;
   constexpr int64_t kWhole = kTileRows * kGroup;
+  const int64_t depth = depth_of<E>(K);
   const int64_t strips = columns / kTileRows;
   const int64_t rest = columns % kTileRows * kGroup;
   for (int64_t k = 0; k < depth; k += kGroup, rows += stride * kGroup) {
@@ -78,6 +78,7 @@ struct Strips {
 template <typename E, Left kLeft>
 void multiply_strips(const Product<E, kLeft>& product, const OperandRows<E>& b, int64_t M,
                      E* scratch) {
+  static_assert(tile_rows(1) == kTileRows);  // whole strips are whole tiles
   constexpr bool kColumns = kLeft == Left::columns;
   constexpr int kLanes = Strips<E>::kLanes;
   constexpr int64_t kRows = Strips<E>::kRows;
@@ -99,7 +100,7 @@ void multiply_strips(const Product<E, kLeft>& product, const OperandRows<E>& b, 
         int64_t whole = rows;  // strips of columns have as many as a tile, up to the last
         if constexpr (kColumns) {
           copy_columns(product.a + k * product.a_stride + row * Operand<E>::kGroup,
-                       product.a_stride, rows, depth, strips);
+                       product.a_stride, rows, K, strips);
           whole -= rows % kTileRows;
         } else {
           copy_rows(product.a + row * product.a_stride + k, product.a_stride, rows, K, strips);

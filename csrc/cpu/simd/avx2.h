@@ -2,8 +2,8 @@
 
 constexpr int kSimdBytes = 32;
 constexpr int kTileSums = 12;  // accumulators of a tile: leaves 4 of 16 registers for operands
-// A part of a large product: its panels take 128 KB, a quarter of the L2 of a Zen 3 (parts of 512 x
-// 4 blocks: backward of LSTM and GRU H = 512, B = 32 3 to 5 % slower).
+// A part of a product (product.h): its panels take 128 KB, a quarter of the L2 of a Zen 3 (parts of
+// 512 x 4 blocks: backward of LSTM and GRU H = 512, B = 32 3 to 5 % slower).
 constexpr int64_t kDepth = 256;
 constexpr int64_t kBlocksAbreast = 16;
 

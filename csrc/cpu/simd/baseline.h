@@ -5,7 +5,7 @@
 #else
 constexpr int kSimdBytes = 16;
 constexpr int kTileSums = 12;  // accumulators of a tile: leaves 4 of 16 registers for operands
-// A part of a large product, as for AVX2.
+// A part of a product (product.h), as for AVX2.
 constexpr int64_t kDepth = 256;
 constexpr int64_t kBlocksAbreast = 32;
 #endif
