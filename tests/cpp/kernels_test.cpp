@@ -774,10 +774,11 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 13, 41, 601, 37, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 12, 75, 300, 100, 0, true, true, true, true, 2});
   all.push_back({CellKind::rnn_tanh, 9, 12, 270, 270, 0, false, false, false, false, 3});
-  // Several chunks of the backward pass: dense and packed, of small products and of large ones.
+  // Several chunks of the backward pass: dense and packed, of small products and, in double, of
+  // large ones.
   all.push_back({CellKind::lstm, 28, 41, 5, 390, 3, true, true, false, true, 1});
   all.push_back({CellKind::lstm, 6, 400, 5, 390, 3, true, true, true, false, 2});
-  all.push_back({CellKind::lstm, 18, 29, 270, 390, 3, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 18, 29, 270, 195, 3, true, true, false, false, 2});
   // Weights beyond the caches, in both types: read in place by one row, input products ahead for
   // several.
   all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
