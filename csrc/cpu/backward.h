@@ -80,7 +80,7 @@ struct BackwardPlan {
   E* dp_columns = nullptr;
   // Of each thread:
   BackwardRow<E>* rows = nullptr;  // [B]
-  E* part = nullptr;               // what a product packs
+  E* part = nullptr;               // what a product packs and copies
 
   int64_t delta_stride() const { return fused_rnn::delta_stride<E>(Cell::kSums * args.shape.H); }
   int64_t dp_stride() const {
@@ -435,9 +435,9 @@ void sum_columns(const E* rows, int64_t stride, int64_t K, int64_t count, sum_t<
   }
 }
 
-// Scratch of weight_products for so many rows.
+// Scratch that weight_products needs for so many rows.
 template <typename Cell, typename E>
-int64_t weight_part_size(const SequenceShape& shape, int64_t rows) {
+int64_t scratch_of_weights(const SequenceShape& shape, int64_t rows) {
   return scratch_of_product<E>(Cell::kSums * shape.H, rows, shape.I > shape.H ? shape.I : shape.H);
 }
 
@@ -530,10 +530,11 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   const bool pack_hr = P > 0;
 
   // What the products for the gradients of x and of the weights need.
-  const int64_t inputs =
+  const int64_t for_x =
       args.grad_x != nullptr ? scratch_of_product<E>(plan.chunk_rows, depth, shape.I) : 0;
-  const int64_t sums = plan.want_weights ? weight_part_size<Cell, E>(shape, plan.chunk_rows) : 0;
-  const int64_t part = inputs > sums ? inputs : sums;
+  const int64_t for_weights =
+      plan.want_weights ? scratch_of_weights<Cell, E>(shape, plan.chunk_rows) : 0;
+  const int64_t part = for_x > for_weights ? for_x : for_weights;
   const auto lay_out = [&](Arena arena) {
     plan.zeros = arena.take<T>(H);
     plan.none = arena.take<E>(H);
@@ -627,7 +628,7 @@ void weights_of_deltas(const BackwardArgs<E>& args, bool add, const Threads& thr
   plan.deltas = args.deltas;
 
   const Split wanted = split_work<Cell, E>(shape, threads.limit);
-  const int64_t part = weight_part_size<Cell, E>(shape, shape.B);
+  const int64_t part = scratch_of_weights<Cell, E>(shape, shape.B);
   const auto lay_out = [&](Arena arena) {
     plan.h_prev = arena.take<const E*>(shape.B);
     plan.delta_columns =

@@ -102,11 +102,20 @@ struct Columns {
   }
 };
 
+// K rows from row `first` on, some blocks of their columns, to where Columns::packed(to, K) has the
+// first of them.
+template <typename E>
+void pack_panels(const OperandRows<E>& b, int64_t first, int64_t K, int64_t columns, Range blocks,
+                 E* to) {
+  for (; blocks.begin < blocks.end; ++blocks.begin) {
+    pack_columns(b, first, K, columns, blocks.begin, to);
+    to += Columns<E>::packed(to, K).block_stride;
+  }
+}
+
 // Blocks of the columns of a matrix, K rows deep, to where Columns::packed(to, K) has them.
 template <typename E>
 void pack_blocks(const E* rows, int64_t columns, int64_t K, Range blocks, E* to) {
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    pack_columns<E>({rows, columns}, 0, K, columns, block,
-                    to + block * Columns<E>::packed(to, K).block_stride);
-  }
+  pack_panels<E>({rows, columns}, 0, K, columns, blocks,
+                 to + blocks.begin * Columns<E>::packed(to, K).block_stride);
 }

@@ -133,10 +133,7 @@ void multiply_parts(Product<E, kLeft> product, const OperandRows<E>& b, int64_t 
     }
   }
   for_each_part(product, M, blocks, [&](Range some, int64_t first, int64_t depth) {
-    const Columns<E> part = Columns<E>::packed(scratch, depth);
-    for (int64_t block = some.begin; block < some.end; ++block)
-      pack_columns(b, first, depth, product.N, block,
-                   scratch + (block - some.begin) * part.block_stride);
-    return part;
+    pack_panels(b, first, depth, product.N, some, scratch);
+    return Columns<E>::packed(scratch, depth);
   });
 }

@@ -8,8 +8,8 @@
 // L2 once for the strips that are there.
 //
 // Zen 3, the backward pass, in turns with parts that read the left-hand operand as it lies: LSTM
-// H = 1024, B = 32 450 ms and 385, H = 512 115 and 95, H = 256, B = 64 116 and 110, GRU H = 512 78
-// and 72; H = 128, where nothing is copied now: no difference. 256 or 1024 deep: up to 9 % slower.
+// H = 1024, B = 32 471 ms and 379, H = 512 107 and 94, H = 256, B = 64 113 and 103, GRU H = 512 66
+// and 62; H = 128, where nothing is copied now: no difference. 256 or 1024 deep: up to 9 % slower.
 
 constexpr int64_t kStripDepth = 512;
 constexpr int64_t kStripsTogether = 8;
@@ -92,8 +92,7 @@ void multiply_strips(const Product<E, kLeft>& product, const OperandRows<E>& b, 
       E* const strips = scratch;
       E* const panels = scratch + kRows * depth;
       const Columns<E> right = Columns<E>::packed(panels, K);
-      for (int64_t i = 0; i < abreast; ++i)
-        pack_columns(b, k, K, product.N, block + i, panels + i * right.block_stride);
+      pack_panels(b, k, K, product.N, {block, block + abreast}, panels);
 
       for (int64_t row = 0; row < M; row += kRows) {
         const int64_t rows = M - row < kRows ? M - row : kRows;
