@@ -98,24 +98,68 @@ struct BackwardStep {
   const BackwardPlan<Cell, E>& plan;
   const BackwardRow<E>* rows;
   int64_t K;  // 0 where no row has a later step
+  bool back;  // from block to block
 
   static constexpr bool kActivates = false;
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    if constexpr (R > 1 && R * NB > kFinishedInRegisters) {
+      large_tile<R, NB>(row, block);
+    } else {
+      Vec<T> sum[R][NB][1];
+      const RowsAnywhere<E, R> a = begin(row, sum);
+      multiply<InOrder<1>>(sum, a, K, right().at(block), right().k_stride, right().block_stride);
+      finish_tile(*this, row, block, sum);
+    }
+  }
+
+  // What the cell wants after the product is in L3 or memory, and no prefetcher of the machine
+  // follows so many rows. A function of its own, for one call a tile, since among other tiles the
+  // compiler runs out of registers for the rows' addresses.
+  template <int R, int NB>
+  __attribute__((noinline)) void large_tile(int64_t row, int64_t block) {
     using V = Vec<T>;
-    const BackwardRow<E>* const row_of = rows + row;
+    constexpr int kLine = kCacheLine / static_cast<int>(sizeof(T));
+    constexpr int kLines = (NB * V::kLanes + kLine - 1) / kLine;
     V sum[R][NB][1];
+    const RowsAnywhere<E, R> a = begin(row, sum);
+    multiply_in_pieces<InOrder<1>, R * kLines>(
+        sum, a, K, right().at(block), right().k_stride, right().block_stride,
+        [&](int piece) __attribute__((always_inline)) {
+          const int64_t unit = block * V::kLanes + piece % kLines * kLine;
+          call_for(rows[row + piece / kLines], back ? unit : unit + kLine - 1);
+        });
+    finish_tile(*this, row, block, sum);
+  }
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE RowsAnywhere<E, R> begin(int64_t row, Vec<T> (&sum)[R][NB][1]) const {
     RowsAnywhere<E, R> a;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      a.row[r] = kProjected ? row_of[r].dp : row_of[r].later;
+      a.row[r] = kProjected ? rows[row + r].dp : rows[row + r].later;
 #pragma GCC unroll 8
-      for (int b = 0; b < NB; ++b) sum[r][b][0] = V::zero();
+      for (int b = 0; b < NB; ++b) sum[r][b][0] = Vec<T>::zero();
     }
-    const Columns<E>& right = kProjected ? plan.hr : plan.hh;
-    multiply<InOrder<1>>(sum, a, K, right.at(block), right.k_stride, right.block_stride);
-    finish_tile(*this, row, block, sum);
+    return a;
+  }
+
+  FUSED_RNN_INLINE const Columns<E>& right() const { return kProjected ? plan.hr : plan.hh; }
+
+  // The cache lines of what `finish` reads and writes of a unit, but c, which the later step has
+  // read as c_prev.
+  FUSED_RNN_INLINE void call_for(const BackwardRow<E>& at, int64_t unit) const {
+    const int64_t H = plan.args.shape.H;
+    if (unit >= H) unit = H - 1;
+    if constexpr (!kProjected) __builtin_prefetch(at.grad_out + unit);
+#pragma GCC unroll 8
+    for (int s = 0; s < Cell::kSaved; ++s) __builtin_prefetch(at.gates + s * H + unit);
+    if constexpr (Cell::kHasState) __builtin_prefetch(at.c_prev + unit);
+    if constexpr (Cell::kReadsOutput) __builtin_prefetch(at.h + unit);
+    if constexpr (Cell::kReadsPrevious) __builtin_prefetch(at.h_prev + unit);
+#pragma GCC unroll 8
+    for (int s = 0; s < Cell::kSums; ++s) __builtin_prefetch(at.delta + s * H + unit, 1);
   }
 
   FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[1]) {
@@ -328,14 +372,14 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
           for_each_tile<1>(count, mine.hidden, gradient, back);
         });
         if (!mine.alone) member.wait();
-        BackwardStep<Cell, E, true> tiles{plan, plan.rows, shape.P};
+        BackwardStep<Cell, E, true> tiles{plan, plan.rows, shape.P, back};
         for_each_tile<1>(rows, mine.units, tiles, back);
         finished = true;
       }
     }
     if (!finished) {
       each_kind([&](const BackwardRow<E>* of, int64_t, int64_t count, int64_t K) {
-        BackwardStep<Cell, E, false> tiles{plan, of, K};
+        BackwardStep<Cell, E, false> tiles{plan, of, K, back};
         for_each_tile<1>(count, mine.units, tiles, back);
       });
     }

@@ -70,12 +70,14 @@ struct SequenceShape {
   int64_t hidden() const { return P > 0 ? P : H; }
 };
 
+constexpr int kCacheLine = 64;  // bytes
+
 // How far apart rows of so many deltas are. An odd number of cache lines: with a power of two, the
 // rows of a column of deltas, which the gradients of the weights walk along, would fall on a few
 // sets of the cache.
 template <typename E>
 constexpr int64_t delta_stride(int64_t deltas) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(E));
+  constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(E));
   return ((deltas + kLine - 1) / kLine | 1) * kLine;
 }
 

@@ -35,6 +35,12 @@ struct RowsAnywhere {
   FUSED_RNN_INLINE typename Op::V last(int r, int64_t k, int count) const {
     return Op::broadcast(row[r] + k, count);
   }
+  FUSED_RNN_INLINE RowsAnywhere from(int64_t k) const {
+    RowsAnywhere rest;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) rest.row[r] = row[r] + k;
+    return rest;
+  }
 };
 
 // or they are neighbouring columns of a matrix, which is thus read as its transpose. Its rows are
@@ -149,6 +155,26 @@ FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a
         }
       }
     }
+  }
+}
+
+// The same in kPieces pieces of k, with a call of meanwhile(piece) before each: memory that is
+// wanted after the product is called for a little at a time. All at once, those calls would take
+// every buffer that waits for a cache line, and the product would wait behind them.
+template <typename Map, int kPieces, int R, int NB, int kSums, typename E, typename Meanwhile>
+FUSED_RNN_INLINE void multiply_in_pieces(Vec<sum_t<E>> (&sum)[R][NB][kSums],
+                                         const RowsAnywhere<E, R>& a, int64_t K, const E* panel,
+                                         int64_t k_stride, int64_t block_stride,
+                                         const Meanwhile& meanwhile) {
+  constexpr int kGroup = Operand<E>::kGroup;
+  const int64_t length = K / (kPieces * kGroup) * kGroup;
+  int64_t begin = 0;
+  for (int piece = 0; piece < kPieces; ++piece) {
+    const int64_t end = piece + 1 < kPieces ? begin + length : K;
+    meanwhile(piece);
+    multiply<Map>(sum, a.from(begin), end - begin, panel + begin / kGroup * k_stride, k_stride,
+                  block_stride);
+    begin = end;
   }
 }
 
