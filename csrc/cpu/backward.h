@@ -438,7 +438,7 @@ void group_columns(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chun
       const int64_t left = chunk.size - group * kGroup;
       for (int64_t block = 0; block < blocks_of<sum_t<E>>(columns); ++block) {
         pack_columns<1, E>({rows, stride}, group * kGroup, left < kGroup ? left : kGroup, columns,
-                        block, to + group * kGroup * to_stride + block * Operand<E>::kElements);
+                           block, to + group * kGroup * to_stride + block * Operand<E>::kElements);
       }
     }
   };

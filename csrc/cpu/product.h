@@ -115,11 +115,18 @@ int64_t part_size(int64_t K) {
 // Right-hand rows are read in place where packing them would not pay: by so few rows of `a` that a
 // tile or two are all their uses, and with columns that fill the blocks, which are read whole.
 // Groups have to be packed.
+constexpr int64_t kFewUses = 4;
 template <typename E>
-bool worth_packing(int64_t columns, int64_t uses) {
-  constexpr int64_t kUses = 4;
-  return Operand<E>::kGroup > 1 || uses > kUses || columns % Vec<sum_t<E>>::kLanes != 0;
+bool worth_packing(int64_t columns, int64_t uses, int64_t few = kFewUses) {
+  return Operand<E>::kGroup > 1 || uses > few || columns % Vec<sum_t<E>>::kLanes != 0;
 }
+
+// Of more than this many bytes, a row of a matrix apart, no cache has them when the next tile comes
+// (AVX2, the backward pass: LSTM H = 512, T = 25, B = 1 4.60 ms and 4.44, T = 1, B = 16 2.22 and
+// 1.95, H = 1024, B = 16 13.6 and 12.1, GRU H = 512, T = 25, B = 1 4.73 and 4.64; 1 MB: 0.78 and
+// 0.80).
+constexpr int64_t kFarBytes = 1 << 20;
+constexpr int64_t kFewUsesOfFar = 1;
 
 // The product for M rows and all columns, where b is given as rows: each part is packed just before
 // it is used.
@@ -127,7 +134,9 @@ template <typename E, Left kLeft>
 void multiply_parts(Product<E, kLeft> product, const OperandRows<E>& b, int64_t M, E* scratch) {
   const Range blocks{0, blocks_of<sum_t<E>>(product.N)};
   if constexpr (Operand<E>::kGroup == 1) {
-    if (b.anywhere == nullptr && !worth_packing<E>(product.N, M / kTileRows)) {
+    const bool far = product.K * product.N * static_cast<int64_t>(sizeof(E)) > kFarBytes;
+    const int64_t few = far ? kFewUsesOfFar : kFewUses;
+    if (b.anywhere == nullptr && !worth_packing<E>(product.N, M / kTileRows, few)) {
       product.b = Columns<E>::in_place(b.data, b.stride);
       return multiply_matrices(product, M, blocks);
     }
