@@ -308,11 +308,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
     const Step step = steps.now();
     const int64_t batch = mine.rows.end < step.batch ? mine.rows.end : step.batch;
     const int64_t rows = batch > mine.rows.begin ? batch - mine.rows.begin : 0;
-    const int64_t prev_t = steps.after(step.t);
-    const int64_t prev_batch = done + s + 1 < shape.T ? steps.batch(prev_t) : 0;
-    // The step before in time lies just below or above this one's rows.
-    const int64_t prev_offset =
-        prev_t < step.t ? step.offset - prev_batch : step.offset + step.batch;
+    const Step prev = steps.following();  // the step before this one in time
     E* const deltas = plan.deltas + (step.offset - chunk.lowest) * D;
     neighbours.await(done + s + 1);
     for (int64_t i = 0; i < rows; ++i) {
@@ -320,7 +316,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
       const int64_t n = step.offset + row;
       const int64_t local = n - chunk.lowest;
       const bool has_later = row < later_batch;
-      const bool has_prev = row < prev_batch;
+      const bool has_prev = row < prev.batch;
       BackwardRow<E>& at = plan.rows[i];
       at.later = has_later ? later_deltas + row * later_stride : nullptr;
       at.grad_out =
@@ -330,7 +326,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
                     : args.grad_hn != nullptr ? args.grad_hn + row * O
                                               : plan.zeros;
       at.h = args.out + n * args.out_stride;
-      at.h_prev = has_prev             ? args.out + (prev_offset + row) * args.out_stride
+      at.h_prev = has_prev             ? args.out + (prev.offset + row) * args.out_stride
                   : args.h0 != nullptr ? args.h0 + row * O
                                        : plan.none;
       if constexpr (Cell::kSaved > 0) at.gates = args.gates + n * Cell::kSaved * H;
@@ -345,7 +341,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
                    : args.grad_cn != nullptr ? args.grad_cn + row * H
                                              : plan.zeros;
         at.c = args.cells + n * H;
-        at.c_prev = has_prev             ? args.cells + (prev_offset + row) * H
+        at.c_prev = has_prev             ? args.cells + (prev.offset + row) * H
                     : args.c0 != nullptr ? args.c0 + row * H
                                          : plan.zeros;
       }
@@ -386,7 +382,7 @@ void backward_steps(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
     if (!mine.alone) member.wait();
 
     // Sequences that begin with this step: on to their initial states.
-    const int64_t first = prev_batch > mine.rows.begin ? prev_batch : mine.rows.begin;
+    const int64_t first = prev.batch > mine.rows.begin ? prev.batch : mine.rows.begin;
     if (first < batch) {
       if (args.grad_h0 != nullptr) {
         BackwardRow<E>* begun = plan.rows + (first - mine.rows.begin);

@@ -116,8 +116,9 @@ template <typename E>
 struct ForwardRow {
   using T = sum_t<E>;
 
-  const E* x;      // [I]
-  const T* ahead;  // input product and biases [blocks][G][kLanes], or null
+  const E* x;       // [I]
+  const E* x_next;  // what the next step's x will be, or x
+  const T* ahead;   // input product and biases [blocks][G][kLanes], or null
   const E* h_prev;
   const T* c_prev;
   E* h;      // [H], of `out` or, with a projection, of the row to project
@@ -172,10 +173,32 @@ struct ForwardStep {
   const Plan& plan;
   const ForwardRow<E>* rows;
   int64_t I;  // 0 where the input products are ahead
+  int64_t first_block;
+  int64_t lines_a_block;
+
+  ForwardStep(const Plan& plan, const ForwardRow<E>* rows, int64_t I, Range blocks)
+      : plan(plan), rows(rows), I(I), first_block(blocks.begin) {
+    const int64_t lines = (I * static_cast<int64_t>(sizeof(E)) + kCacheLine - 1) / kCacheLine;
+    lines_a_block = blocks.size() > 0 ? (lines + blocks.size() - 1) / blocks.size() : 0;
+  }
+
+  // Each block of units calls for a part of the next step's x, so that it is there in time.
+  // Everything else that a step reads has been in cache before, or follows in memory.
+  template <int R, int NB>
+  FUSED_RNN_INLINE void call_for_input(int64_t row, int64_t block) const {
+    constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(E));
+    const int64_t first = (block - first_block) * lines_a_block * kLine;
+    const int64_t last = first + NB * lines_a_block * kLine;
+    for (int64_t i = first; i < last && i < I; i += kLine) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) __builtin_prefetch(rows[row + r].x_next + i);
+    }
+  }
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     constexpr int kSums = Cell::kSums;
+    if constexpr (R > 1) call_for_input<R, NB>(row, block);
     if constexpr (exceeds_registers(R, NB, kSums)) {
       static_assert(NB == 1);
       tile_in_parts<R>(row, block);
@@ -644,6 +667,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
   int64_t ahead_row = 0;    // the next step's first row among them
   for (int64_t s = 0; s < shape.T; ++s, steps.next()) {
     const Step step = steps.now();
+    const Step next = steps.following();
     const int64_t batch = mine.rows.end < step.batch ? mine.rows.end : step.batch;
     const int64_t rows = batch > mine.rows.begin ? batch - mine.rows.begin : 0;
 
@@ -673,6 +697,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
       const bool goes_on = row < previous_batch;
       ForwardRow<E>& at = plan.rows[i];
       at.x = args.x + n * args.x_stride;
+      at.x_next = row < next.batch ? args.x + (next.offset + row) * args.x_stride : at.x;
       at.ahead = plan.ahead ? plan.ahead_sums + (ahead_row + i) * plan.ahead_stride() : nullptr;
       at.h_prev = goes_on              ? args.out + (previous_offset + row) * args.out_stride
                   : args.h0 != nullptr ? args.h0 + row * O
@@ -696,7 +721,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     ahead_row += rows;
 
     const bool back = s % 2 != 0;
-    ForwardStep<Cell, E> tiles{plan, plan.rows, plan.ahead ? 0 : shape.I};
+    ForwardStep<Cell, E> tiles(plan, plan.rows, plan.ahead ? 0 : shape.I, mine.units);
     if (plan.h_in_place) {
       InPlace<Cell, E>{tiles}.run(rows, mine.units, back);
     } else if (rows == 1) {
@@ -719,8 +744,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     }
 
     // Sequences that end with this step.
-    const int64_t going_on = s + 1 < shape.T ? steps.batch(steps.after(step.t)) : 0;
-    const int64_t first = going_on > mine.rows.begin ? going_on : mine.rows.begin;
+    const int64_t first = next.batch > mine.rows.begin ? next.batch : mine.rows.begin;
     for (int64_t row = first; row < batch; ++row) {
       const int64_t n = step.offset + row;
       if (args.hn != nullptr) {

@@ -18,24 +18,14 @@ class Steps {
 
   const Step& now() const { return now_; }
 
-  void next() {
-    if (rising_) {
-      now_.offset += now_.batch;
-      now_.batch = batch(++now_.t);
-    } else {
-      now_.batch = batch(--now_.t);
-      now_.offset -= now_.batch;
-    }
+  // The step after this one, without rows beyond either end.
+  Step following() const {
+    const int64_t t = rising_ ? now_.t + 1 : now_.t - 1;
+    const int64_t rows = batch(t);
+    return {t, rising_ ? now_.offset + now_.batch : now_.offset - rows, rows};
   }
 
-  // Rows of step t; 0 beyond either end.
-  int64_t batch(int64_t t) const {
-    if (t < 0 || t >= shape_.T) return 0;
-    return shape_.batch_sizes == nullptr ? shape_.B : shape_.batch_sizes[t];
-  }
-
-  // The step that comes after t in this order.
-  int64_t after(int64_t t) const { return rising_ ? t + 1 : t - 1; }
+  void next() { now_ = following(); }
 
   // N, the rows of all steps.
   int64_t rows() const {
@@ -46,6 +36,12 @@ class Steps {
   }
 
  private:
+  // Rows of step t; 0 beyond either end.
+  int64_t batch(int64_t t) const {
+    if (t < 0 || t >= shape_.T) return 0;
+    return shape_.batch_sizes == nullptr ? shape_.B : shape_.batch_sizes[t];
+  }
+
   const SequenceShape& shape_;
   bool rising_;
   Step now_;
