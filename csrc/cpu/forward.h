@@ -235,7 +235,10 @@ struct ForwardStep {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int b = 0; b < NB; ++b) begin(row + r, block + b, sum[r][b]);
+      for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+        for (int s = 0; s < Cell::kSums; ++s) sum[r][b][s] = begin(row + r, block + b, s);
+      }
     }
     multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
                                   plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
@@ -245,53 +248,57 @@ struct ForwardStep {
                                   Packed::panel(h_size()), Packed::part(h_size()));
   }
 
-  // The sums go through L1 from part to part.
+  // Part by part of the panels; the sums of all wait in L1 for the cell.
   template <int R>
   FUSED_RNN_INLINE void tile_in_parts(int64_t row, int64_t block) {
-    using V = Vec<T>;
     constexpr int kSums = Cell::kSums;
-    constexpr int kRow = kSums * V::kLanes;
-    alignas(64) T sums[R * kRow];
-    for (int r = 0; r < R; ++r) {
-      V sum[kSums];
-      begin(row + r, block, sum);
-#pragma GCC unroll 8
-      for (int s = 0; s < kSums; ++s) sum[s].store(sums + r * kRow + s * V::kLanes);
-    }
+    alignas(64) T sums[R * kSums * Vec<T>::kLanes];
     const auto x = rows_of<R>(row, &ForwardRow<E>::x);
     const auto h = rows_of<R>(row, &ForwardRow<E>::h_prev);
     [&]<int... P>(Lanes<P...>) __attribute__((always_inline)) {
-      (add_part<typename Cell::XMap, R, P>(x, I, x_size(), plan.packed.x, block, sums), ...);
-      (add_part<typename Cell::HMap, R, P>(h, h_size(), h_size(), plan.packed.h, block, sums), ...);
+      (make_part<R, P>(row, block, x, h, sums), ...);
     }(LaneSequence<Cell::kGates / Packed::kAbreast>{});
     finish_stored<kSums>(*this, row, block, R, 1, static_cast<T*>(sums));
   }
 
-  // sums[r][map(g)] += the products of part kPart of a block's panel, gates g, K of `depth` deep.
-  template <typename Map, int R, int kPart>
-  FUSED_RNN_INLINE void add_part(const RowsAnywhere<E, R>& from, int64_t K, int64_t depth,
-                                 const E* panels, int64_t block, T* sums) {
+  // sums[r] of the gates in part kPart of a block's panels.
+  template <int R, int kPart>
+  FUSED_RNN_INLINE void make_part(int64_t row, int64_t block, const RowsAnywhere<E, R>& x,
+                                  const RowsAnywhere<E, R>& h, T* sums) const {
     using V = Vec<T>;
-    constexpr int kRow = Cell::kSums * V::kLanes;
-    constexpr int kAbreast = Map::kAbreast;
-    if (K == 0) return;
+    constexpr int kAbreast = Packed::kAbreast;
+    using Gates = InOrder<kAbreast>;
+    const auto x_sum = [](int v) { return Cell::XMap::at(kPart * kAbreast + v); };
+    const auto h_sum = [](int v) { return Cell::HMap::at(kPart * kAbreast + v); };
+    const auto at = [&](int r, int s) { return sums + (r * Cell::kSums + s) * V::kLanes; };
     V sum[R][1][kAbreast];
-    const auto at = [&](int r, int v) __attribute__((always_inline)) {
-      return sums + r * kRow + Map::at(kPart * kAbreast + v) * V::kLanes;
-    };
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kAbreast; ++v) sum[r][0][v] = V::load(at(r, v));
+      for (int v = 0; v < kAbreast; ++v) sum[r][0][v] = begin(row + r, block, x_sum(v));
     }
-    multiply<InOrder<kAbreast>>(sum, from, K,
-                                panels + block * Packed::panel(depth) + kPart * Packed::part(depth),
-                                Packed::kStride, 0);
+    multiply<Gates>(sum, x, I, panel<kPart>(plan.packed.x, x_size(), block), Packed::kStride, 0);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kAbreast; ++v) sum[r][0][v].store(at(r, v));
+      for (int v = 0; v < kAbreast; ++v) {
+        if (x_sum(v) == h_sum(v)) continue;
+        sum[r][0][v].store(at(r, x_sum(v)));
+        sum[r][0][v] = begin(row + r, block, h_sum(v));
+      }
     }
+    multiply<Gates>(sum, h, h_size(), panel<kPart>(plan.packed.h, h_size(), block), Packed::kStride,
+                    0);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kAbreast; ++v) sum[r][0][v].store(at(r, h_sum(v)));
+    }
+  }
+
+  template <int kPart>
+  static const E* panel(const E* panels, int64_t depth, int64_t block) {
+    return panels + block * Packed::panel(depth) + kPart * Packed::part(depth);
   }
 
   int64_t x_size() const { return plan.args.shape.I; }
@@ -306,18 +313,17 @@ struct ForwardStep {
     return result;
   }
 
-  // What the sums begin with: the biases, or the input products that have them.
-  FUSED_RNN_INLINE void begin(int64_t row, int64_t block, Vec<T> (&sum)[Cell::kSums]) const {
-    using V = Vec<T>;
-    constexpr int kLanes = V::kLanes;
+  // What a sum begins with: the biases, or the input product that has them.
+  FUSED_RNN_INLINE Vec<T> begin(int64_t row, int64_t block, int s) const {
+    constexpr int kLanes = Vec<T>::kLanes;
+    const T* from = plan.packed.bias + (block * Cell::kSums + s) * kLanes;
+    if (const T* const ahead = rows[row].ahead; ahead != nullptr) {
 #pragma GCC unroll 8
-    for (int s = 0; s < Cell::kSums; ++s)
-      sum[s] = V::load(plan.packed.bias + (block * Cell::kSums + s) * kLanes);
-    const T* const ahead = rows[row].ahead;
-    if (ahead == nullptr) return;
-#pragma GCC unroll 8
-    for (int g = 0; g < Cell::kGates; ++g)
-      sum[Cell::XMap::at(g)] = V::load(ahead + (block * Cell::kGates + g) * kLanes);
+      for (int g = 0; g < Cell::kGates; ++g) {
+        if (Cell::XMap::at(g) == s) from = ahead + (block * Cell::kGates + g) * kLanes;
+      }
+    }
+    return Vec<T>::load(from);
   }
 
   static constexpr bool kActivates = Cell::kActivates;
