@@ -29,10 +29,11 @@ constexpr int64_t kStepsInPlace = 4;
 // and of up to this many w_hh, where the weights have more than kWideBytes bytes (AVX2, LSTM H =
 // 512: 8 steps 1.58 ms and 1.06, 16 steps 2.9 and 1.9; H = 256, 16 steps: no difference).
 constexpr int64_t kStepsInPlaceWide = 16;
-// Of one row's sums those of up to this many blocks of units are finished together, which hides the
-// latency of a cell's formula (AVX2, T = 60: GRU H = 32 14.0 us and 12.5, LSTM H = 20 14.7
-// and 11.6; 4 or 16 blocks: no difference).
-constexpr int64_t kBlocksTogether = 8;
+// Of one row, or of two where their tile is but a block, up to this many vectors of units are
+// finished together, which hides the latency of a cell's formula (AVX2, T = 60: one row GRU H = 32
+// 14.0 us and 12.5, LSTM H = 20 14.7 and 11.6; 4 or 16 vectors: no difference; two rows LSTM H = 32
+// 60 us and 41, T = 25, H = 256 1.44 ms and 0.89, GRU H = 32 34 us and 31).
+constexpr int kTogether = 8;
 // At most this many rows of a thread take their input products ahead of the steps,
 constexpr int64_t kRowsAhead = 4;
 // or this many where the weights together have more than kAheadBytes bytes: those do not stay in L3
@@ -160,8 +161,8 @@ struct ForwardPlan {
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
 };
 
-template <typename Cell, typename E>
-struct SumsOfOneRow;
+template <typename Cell, typename E, int R>
+struct SumsOfFewRows;
 
 // A step: rows x blocks of units.
 template <typename Cell, typename E>
@@ -207,17 +208,18 @@ struct ForwardStep {
     }
   }
 
-  // A step of one row: the sums of several blocks, then their cells together.
-  void one_row(Range blocks, bool back) {
-    if (blocks.size() <= kFinishedInRegisters)
-      return for_each_tile<Cell::kSums, Cell::kGates>(1, blocks, *this, back);
+  // A step of R rows: the sums of several blocks, then their cells together.
+  template <int R>
+  void few_rows(Range blocks, bool back) {
+    if (R * blocks.size() <= kFinishedInRegisters)
+      return for_each_tile<Cell::kSums, Cell::kGates>(R, blocks, *this, back);
     while (blocks.size() > 0) {
-      const int64_t count = blocks.size() < kBlocksTogether ? blocks.size() : kBlocksTogether;
+      const int64_t count = blocks.size() < kTogether / R ? blocks.size() : kTogether / R;
       const int64_t first = back ? blocks.end - count : blocks.begin;
-      alignas(64) T stored[kBlocksTogether * Cell::kSums * Vec<T>::kLanes];
-      SumsOfOneRow<Cell, E> sums{*this, first, stored};
-      for_each_tile<Cell::kSums, Cell::kGates>(1, Range{first, first + count}, sums, back);
-      finish_stored<Cell::kSums>(*this, 0, first, 1, static_cast<int>(count),
+      alignas(64) T stored[kTogether * Cell::kSums * Vec<T>::kLanes];
+      SumsOfFewRows<Cell, E, R> sums{*this, first, count, stored};
+      for_each_tile<Cell::kSums, Cell::kGates>(R, Range{first, first + count}, sums, back);
+      finish_stored<Cell::kSums>(*this, 0, first, R, static_cast<int>(count),
                                  static_cast<T*>(stored));
       (back ? blocks.end : blocks.begin) += back ? -count : count;
     }
@@ -357,25 +359,29 @@ struct ForwardStep {
   }
 };
 
-// The tiles of one row: sums in registers, stored from block `first` on.
-template <typename Cell, typename E>
-struct SumsOfOneRow {
+// The tiles of kRows rows: sums in registers, stored for `count` blocks from block `first` on.
+template <typename Cell, typename E, int kRows>
+struct SumsOfFewRows {
   using T = sum_t<E>;
 
   ForwardStep<Cell, E>& step;
   int64_t first;
-  T* stored;
+  int64_t count;
+  T* stored;  // [kRows][count][kSums][kLanes]
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
-    if constexpr (R == 1) {
-      Vec<T> sum[1][NB][Cell::kSums];
+    if constexpr (R == kRows) {
+      Vec<T> sum[R][NB][Cell::kSums];
       step.sums_of(row, block, sum);
-      T* to = stored + (block - first) * Cell::kSums * Vec<T>::kLanes;
 #pragma GCC unroll 8
-      for (int b = 0; b < NB; ++b) {
+      for (int r = 0; r < R; ++r) {
+        T* to = stored + (r * count + block - first) * Cell::kSums * Vec<T>::kLanes;
 #pragma GCC unroll 8
-        for (int s = 0; s < Cell::kSums; ++s, to += Vec<T>::kLanes) sum[0][b][s].store(to);
+        for (int b = 0; b < NB; ++b) {
+#pragma GCC unroll 8
+          for (int s = 0; s < Cell::kSums; ++s, to += Vec<T>::kLanes) sum[r][b][s].store(to);
+        }
       }
     }
   }
@@ -731,7 +737,9 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     if (plan.h_in_place) {
       InPlace<Cell, E>{tiles}.run(rows, mine.units, back);
     } else if (rows == 1) {
-      tiles.one_row(mine.units, back);
+      tiles.template few_rows<1>(mine.units, back);
+    } else if (rows == 2 && 2 * tile_blocks(2, Cell::kSums) <= kFinishedInRegisters) {
+      tiles.template few_rows<2>(mine.units, back);
     } else {
       for_each_tile<Cell::kSums, Cell::kGates>(rows, mine.units, tiles, back);
     }
