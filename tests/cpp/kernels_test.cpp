@@ -752,6 +752,7 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 7, 1, 1, 32, 0, true, true, false, false, 1});
     // Few rows: one tile of them, multiplied in parts where registers are few.
     all.push_back({kind, 6, 4, 5, 33, 0, true, true, false, false, 1});
+    all.push_back({kind, 6, 2, 5, 41, 0, true, true, true, true, 1});
     all.push_back({kind, 3, 5, 18, 19, 0, true, false, true, true, 1});
     all.push_back({kind, 9, 3, 3, 17, 0, false, false, false, true, 1});
     all.push_back({kind, 5, 17, 31, 65, 0, true, true, true, false, 2});
@@ -774,6 +775,8 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 13, 41, 601, 37, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 12, 75, 300, 100, 0, true, true, true, true, 2});
   all.push_back({CellKind::rnn_tanh, 9, 12, 270, 270, 0, false, false, false, false, 3});
+  // Gradients of large inputs of few rows: w_ih packed for two tiles.
+  all.push_back({CellKind::lstm, 4, 4, 480, 160, 0, true, true, false, false, 1});
   // Several chunks of the backward pass: dense and packed, of small products and, in double, of
   // large ones.
   all.push_back({CellKind::lstm, 28, 41, 5, 390, 3, true, true, false, true, 1});
