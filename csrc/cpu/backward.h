@@ -98,7 +98,7 @@ struct BackwardStep {
   const BackwardPlan<Cell, E>& plan;
   const BackwardRow<E>* rows;
   int64_t K;  // 0 where no row has a later step
-  bool back;  // from block to block
+  bool back;  // the blocks come in falling order
 
   static constexpr bool kActivates = false;
 
@@ -147,8 +147,8 @@ struct BackwardStep {
 
   FUSED_RNN_INLINE const Columns<E>& right() const { return kProjected ? plan.hr : plan.hh; }
 
-  // The cache lines of what `finish` reads and writes of a unit, but c, which the later step has
-  // read as c_prev.
+  // The cache lines of what `finish` reads and writes of a unit, but what is there from the later
+  // step: dc, carry, and c, its c_prev.
   FUSED_RNN_INLINE void call_for(const BackwardRow<E>& at, int64_t unit) const {
     const int64_t H = plan.args.shape.H;
     if (unit >= H) unit = H - 1;
@@ -160,6 +160,7 @@ struct BackwardStep {
     if constexpr (Cell::kReadsPrevious) __builtin_prefetch(at.h_prev + unit);
 #pragma GCC unroll 8
     for (int s = 0; s < Cell::kSums; ++s) __builtin_prefetch(at.delta + s * H + unit, 1);
+    if constexpr (kProjected) __builtin_prefetch(at.h_full + unit, 1);
   }
 
   FUSED_RNN_INLINE void finish(int64_t row, int64_t block, const Vec<T> (&sum)[1]) {

@@ -32,7 +32,7 @@ constexpr int64_t kStepsInPlaceWide = 16;
 // Of one row, or of two where their tile is but a block, up to this many vectors of units are
 // finished together, which hides the latency of a cell's formula (AVX2, T = 60: one row GRU H = 32
 // 14.0 us and 12.5, LSTM H = 20 14.7 and 11.6; 4 or 16 vectors: no difference; two rows LSTM H = 32
-// 60 us and 41, T = 25, H = 256 1.44 ms and 0.89, GRU H = 32 34 us and 31).
+// 60 us and 40, T = 25, H = 256 1.36 ms and 0.83, GRU H = 32 34 us and 30).
 constexpr int kTogether = 8;
 // At most this many rows of a thread take their input products ahead of the steps,
 constexpr int64_t kRowsAhead = 4;
@@ -118,7 +118,7 @@ struct ForwardRow {
   using T = sum_t<E>;
 
   const E* x;       // [I]
-  const E* x_next;  // what the next step's x will be, or x
+  const E* x_next;  // the row's x in the next step; x itself where it has none
   const T* ahead;   // input product and biases [blocks][G][kLanes], or null
   const E* h_prev;
   const T* c_prev;
@@ -175,7 +175,7 @@ struct ForwardStep {
   const ForwardRow<E>* rows;
   int64_t I;  // 0 where the input products are ahead
   int64_t first_block;
-  int64_t lines_a_block;
+  int64_t lines_a_block;  // cache lines of the next step's x that a block of units calls for
 
   ForwardStep(const Plan& plan, const ForwardRow<E>* rows, int64_t I, Range blocks)
       : plan(plan), rows(rows), I(I), first_block(blocks.begin) {
@@ -206,6 +206,14 @@ struct ForwardStep {
     } else {
       whole_tile<R, NB>(row, block);
     }
+  }
+
+  void run(int64_t count, Range blocks, bool back) {
+    if (count == 1) return few_rows<1>(blocks, back);
+    if constexpr (2 * tile_blocks(2, Cell::kSums) <= kFinishedInRegisters) {
+      if (count == 2) return few_rows<2>(blocks, back);
+    }
+    for_each_tile<Cell::kSums, Cell::kGates>(count, blocks, *this, back);
   }
 
   // A step of R rows: the sums of several blocks, then their cells together.
@@ -263,7 +271,8 @@ struct ForwardStep {
     finish_stored<kSums>(*this, row, block, R, 1, static_cast<T*>(sums));
   }
 
-  // sums[r] of the gates in part kPart of a block's panels.
+  // sums[r][s] of the gates in part kPart of a block's panels. Where x and h add to different sums
+  // of a gate, that of x is done first and leaves its registers to that of h.
   template <int R, int kPart>
   FUSED_RNN_INLINE void make_part(int64_t row, int64_t block, const RowsAnywhere<E, R>& x,
                                   const RowsAnywhere<E, R>& h, T* sums) const {
@@ -736,12 +745,8 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     ForwardStep<Cell, E> tiles(plan, plan.rows, plan.ahead ? 0 : shape.I, mine.units);
     if (plan.h_in_place) {
       InPlace<Cell, E>{tiles}.run(rows, mine.units, back);
-    } else if (rows == 1) {
-      tiles.template few_rows<1>(mine.units, back);
-    } else if (rows == 2 && 2 * tile_blocks(2, Cell::kSums) <= kFinishedInRegisters) {
-      tiles.template few_rows<2>(mine.units, back);
     } else {
-      for_each_tile<Cell::kSums, Cell::kGates>(rows, mine.units, tiles, back);
+      tiles.run(rows, mine.units, back);
     }
     if (shape.P > 0) {
       if (!mine.alone) member.wait();

@@ -110,13 +110,14 @@ struct Columns {
   }
 };
 
-// K rows from row `first` on, some blocks of their columns, to where Columns::packed(to, K) has the
-// first of them. As many blocks side by side as have this many bytes in a row: a block by itself
-// would be less than a cache line, or one by one lines of rows far apart (AVX2, w_hh of an LSTM,
-// H = 512 0.60 ms and 0.43, H = 1024 5.3 and 2.1; half as many bytes 0.54 and 2.5, twice as many or
-// rows called for ahead no faster).
+// Blocks are packed side by side, as many as have this many bytes in a row. A block by itself would
+// be half a cache line of rows far apart, which by the next block would be gone (AVX2, w_hh of an
+// LSTM, H = 512 0.60 ms and 0.43, H = 1024 5.3 and 2.1; half as many bytes 0.54 and 2.5, twice as
+// many, or rows called for ahead, no faster).
 constexpr int kBytesTogether = 256;
 
+// K rows from row `first` on, some blocks of their columns, to where Columns::packed(to, K) has the
+// first of them.
 template <typename E, int kTogether = kBytesTogether / (Vec<sum_t<E>>::kLanes * sizeof(E))>
 void pack_panels(const OperandRows<E>& b, int64_t first, int64_t K, int64_t columns, Range blocks,
                  E* to) {

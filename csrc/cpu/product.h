@@ -112,19 +112,19 @@ int64_t part_size(int64_t K) {
   return kBlocksAbreast * depth_of<E>(K < kDepth ? K : kDepth) * Vec<sum_t<E>>::kLanes;
 }
 
-// Right-hand rows are read in place where packing them would not pay: by so few rows of `a` that a
-// tile or two are all their uses, and with columns that fill the blocks, which are read whole.
-// Groups have to be packed.
+// Right-hand rows are read in place where packing them would not pay: by few tiles of rows of `a`,
+// and with columns that fill the blocks, which are read whole. Groups have to be packed.
 constexpr int64_t kFewUses = 4;
+
 template <typename E>
 bool worth_packing(int64_t columns, int64_t uses, int64_t few = kFewUses) {
   return Operand<E>::kGroup > 1 || uses > few || columns % Vec<sum_t<E>>::kLanes != 0;
 }
 
-// Of more than this many bytes, a row of a matrix apart, no cache has them when the next tile comes
-// (AVX2, the backward pass: LSTM H = 512, T = 25, B = 1 4.60 ms and 4.44, T = 1, B = 16 2.22 and
-// 1.95, H = 1024, B = 16 13.6 and 12.1, GRU H = 512, T = 25, B = 1 4.73 and 4.64; 1 MB: 0.78 and
-// 0.80).
+// Rows of more than this many bytes in all have left the caches when the next tile comes, lying as
+// far apart as they do, and packing pays from two tiles on (AVX2, the backward pass in place and
+// packed: LSTM H = 512, T = 25, B = 1 4.60 ms and 4.44, T = 1, B = 16 2.22 and 1.95, H = 1024, B =
+// 16 13.6 and 12.1, GRU H = 512, T = 25, B = 1 4.73 and 4.64; of 1 MB, LSTM H = 256 0.78 and 0.80).
 constexpr int64_t kFarBytes = 1 << 20;
 constexpr int64_t kFewUsesOfFar = 1;
 
