@@ -1,7 +1,9 @@
-"""Large results, whose memory is not from torch's allocator, are tensors like any other."""
+"""Results, whose memory is not from torch's allocator, are tensors like any other."""
 
 import copy
 import io
+import os
+import platform
 import subprocess
 import sys
 
@@ -60,6 +62,42 @@ def test_memory_that_is_free_is_used_again(layer: fused_rnn.GRU) -> None:
     assert output.data_ptr() == first != other.data_ptr()
     assert torch.equal(output, expected)
     assert torch.equal(other, expected)
+
+
+TRAINING_STEPS = """
+import resource
+import torch
+import fused_rnn
+
+layer = fused_rnn.LSTM(32, 64)
+x = torch.randn(50, 16, 32)
+
+def train(steps):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        torch.autograd.grad(layer(x)[0], list(layer.parameters()), torch.ones(50, 16, 64))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+train(20)
+print(train(20))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tunes glibc")
+def test_training_again_takes_no_fresh_memory() -> None:
+    """Where malloc gives every block of 128 KiB or more back to the system at once."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING_STEPS],
+        env={
+            **os.environ,
+            "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # The gradient that is made here has 50 pages, and the layer's results 300.
+    assert int(done.stdout) < 20 * 100
 
 
 def test_they_can_be_resized(output: Tensor) -> None:
