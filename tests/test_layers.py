@@ -37,6 +37,19 @@ def test_reference_is_torch_to_rounding(case: Case) -> None:
         assert_close("result", one, other, 1e-12)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("kind", "hidden"), [("LSTM", 1201), ("GRU", 1371)])
+def test_weights_beyond_the_caches(kind: str, hidden: int, threads: int) -> None:
+    """More than 20 MB of them; tiles of 5 and 4 rows, a block of units that is not full."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_layer(Case(kind, 3, 14, 3, hidden), torch.float32, "torch")
+        check_layer(Case(kind, 3, 14, 3, hidden, lengths=(1, *[3] * 13)), torch.float32, "torch")
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_gives_the_training_results(kind: str) -> None:
     case = Case(kind, 7, 5, 3, 33, L=2, bidirectional=True)

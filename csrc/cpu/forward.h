@@ -34,18 +34,39 @@ constexpr int64_t kStepsInPlaceWide = 16;
 // 14.0 us and 12.5, LSTM H = 20 14.7 and 11.6; 4 or 16 vectors: no difference; two rows LSTM H = 32
 // 60 us and 40, T = 25, H = 256 1.36 ms and 0.83, GRU H = 32 34 us and 30).
 constexpr int kTogether = 8;
+// One row reads a w_hh of more bytes than L1 has, but not many times as many, a panel at a time
+// from end to end: of these bytes L1 still holds the most when the next step comes. From further
+// away panels side by side come as fast or faster, and panels in two parts (AVX2, LSTM) always do.
+// LSTM T = 50, H = 64 25.3 us and 22.4, T = 100, H = 128 203 and 197, GRU T = 50, H = 80 29.0 and
+// 26.0, T = 100, H = 128 149 and 139; T = 50, LSTM H = 160 138 and 150, GRU H = 192 145 and 150; of
+// 48 KB or less, LSTM H = 48 11.7 and 12.0, GRU H = 64 13.8 and 14.7.
+constexpr int64_t kL1Bytes = 48 << 10;
+constexpr int64_t kNearBytes = 256 << 10;
 // At most this many rows of a thread take their input products ahead of the steps,
 constexpr int64_t kRowsAhead = 4;
-// or this many where the weights together have more than kAheadBytes bytes: those do not stay in L3
-// from step to step, and products ahead of the steps halve what every step must bring from memory
-// (H = 1024, B = 8: 25 ms against 32). Below it, writing the sums and reading them again costs more
-// (H = 512, B = 32: 17.7 ms against 16.6).
+// or this many where the weights together have more than kBeyondCachesBytes bytes: those do not
+// stay in L3 from step to step, and products ahead of the steps halve what every step must bring
+// from memory (T = 25: LSTM H = 1024, B = 8 25 ms against 32; H = 832, 22 MB, B = 32 40.5
+// against 44.7, B = 8 12.4 against 15.4, GRU H = 1024, 25 MB, 45.3 against 50.8 and 15.2
+// against 20.1). Below it, writing the sums and reading them again costs more (LSTM H = 640 22.2 ms
+// against 21.4, GRU H = 768 24.9 against 23.7; LSTM H = 768, 19 MB, 34.9 against 35.9 on one
+// thread, 16.8 against 15.9 on two).
 constexpr int64_t kRowsAheadOfMemory = 64;
-constexpr int64_t kAheadBytes = 24 << 20;
+constexpr int64_t kBeyondCachesBytes = 20 << 20;
+// There tiles of several rows call for the next block's panel while their own product runs, in so
+// many pieces (B = 32: LSTM H = 1024 59.6 ms and 57.5, H = 832 39.0 and 37.7, GRU: no difference;
+// where the weights stay in L3 1 % slower, in L2 up to 19 %).
+constexpr int kFewestOfFar = 4;
+constexpr int kPiecesOfPanel = 64;
 // Bytes of sums that the input products of a chunk of steps aim at, half of L2, and the fewest
 // steps that make such a product worth while.
 constexpr int64_t kAheadSums = 512 << 10;
 constexpr int64_t kFewestAhead = 8;
+// Where all steps together have up to so many bytes of sums, one product makes them, a few blocks
+// at a time, and what it reads of w_ih is packed just before, to stay in L2 (T = 25: LSTM H = 1024,
+// B = 4 13.6 ms and 12.1, H = 512 2.14 and 2.11, GRU H = 512, B = 1 0.91 and 0.89; T = 60, I = 1, H
+// = 32 6.1 us and 5.8; two threads, LSTM H = 1024, B = 4 14 % less, the others as before).
+constexpr int64_t kAheadAtOnce = 2 << 20;
 // The lanes of those products are units, with w_ih packed, or, where a w_ih of more than this many
 // bytes would be packed for a few rows, rows of x, with x packed instead. Packing 4 MB takes as
 // long as the products of 12 rows, which lanes without a row lose again (LSTM, I = H = 512, T =
@@ -141,8 +162,11 @@ struct ForwardPlan {
   int64_t blocks = 0;       // of units
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
-  bool ahead = false;       // input products before the steps,
-  bool x_as_lanes = false;  // whose lanes are rows of x instead of units
+  bool beyond_caches = false;  // the weights do not stay in L3
+  bool near = false;           // w_hh is a little more than L1 holds
+  bool ahead = false;          // input products before the steps,
+  bool x_as_lanes = false;     // whose lanes are rows of x instead of units
+  bool x_by_block = false;     // w_ih is packed block by block
   int64_t steps_ahead = 0;
 
   Packed packed = {};
@@ -155,6 +179,7 @@ struct ForwardPlan {
   // Of each thread:
   ForwardRow<E>* rows = nullptr;  // [B]
   const E** ahead_x = nullptr;    // [steps_ahead * B]
+  E* x_panels = nullptr;          // of a few blocks of w_ih
   E* x_lanes = nullptr;           // [blocks of rows][I][kLanes]
   E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]
 
@@ -173,12 +198,19 @@ struct ForwardStep {
 
   const Plan& plan;
   const ForwardRow<E>* rows;
-  int64_t I;  // 0 where the input products are ahead
-  int64_t first_block;
+  int64_t count;  // of rows
+  Range blocks;
+  bool back;              // the blocks come in falling order
+  int64_t I;              // 0 where the input products are ahead
   int64_t lines_a_block;  // cache lines of the next step's x that a block of units calls for
 
-  ForwardStep(const Plan& plan, const ForwardRow<E>* rows, int64_t I, Range blocks)
-      : plan(plan), rows(rows), I(I), first_block(blocks.begin) {
+  ForwardStep(const Plan& plan, const ForwardRow<E>* rows, int64_t count, Range blocks, bool back)
+      : plan(plan),
+        rows(rows),
+        count(count),
+        blocks(blocks),
+        back(back),
+        I(plan.ahead ? 0 : plan.args.shape.I) {
     const int64_t lines = (I * static_cast<int64_t>(sizeof(E)) + kCacheLine - 1) / kCacheLine;
     lines_a_block = blocks.size() > 0 ? (lines + blocks.size() - 1) / blocks.size() : 0;
   }
@@ -188,7 +220,7 @@ struct ForwardStep {
   template <int R, int NB>
   FUSED_RNN_INLINE void call_for_input(int64_t row, int64_t block) const {
     constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(E));
-    const int64_t first = (block - first_block) * lines_a_block * kLine;
+    const int64_t first = (block - blocks.begin) * lines_a_block * kLine;
     const int64_t last = first + NB * lines_a_block * kLine;
     for (int64_t i = first; i < last && i < I; i += kLine) {
 #pragma GCC unroll 8
@@ -204,32 +236,40 @@ struct ForwardStep {
       static_assert(NB == 1);
       tile_in_parts<R>(row, block);
     } else {
+      if constexpr (R >= kFewestOfFar && tile_blocks(R, kSums) == 1) {
+        if (calls_for_panel(block)) return far_tile<R>(row, block);
+      }
       whole_tile<R, NB>(row, block);
     }
   }
 
-  void run(int64_t count, Range blocks, bool back) {
-    if (count == 1) return few_rows<1>(blocks, back);
+  void run() {
+    if (count == 1) return plan.near ? few_rows<1, true>() : few_rows<1, false>();
     if constexpr (2 * tile_blocks(2, Cell::kSums) <= kFinishedInRegisters) {
-      if (count == 2) return few_rows<2>(blocks, back);
+      if (count == 2) return few_rows<2, false>();
     }
     for_each_tile<Cell::kSums, Cell::kGates>(count, blocks, *this, back);
   }
 
   // A step of R rows: the sums of several blocks, then their cells together.
-  template <int R>
-  void few_rows(Range blocks, bool back) {
+  template <int R, bool kNear>
+  void few_rows() {
     if (R * blocks.size() <= kFinishedInRegisters)
       return for_each_tile<Cell::kSums, Cell::kGates>(R, blocks, *this, back);
-    while (blocks.size() > 0) {
-      const int64_t count = blocks.size() < kTogether / R ? blocks.size() : kTogether / R;
-      const int64_t first = back ? blocks.end - count : blocks.begin;
+    for (Range left = blocks; left.size() > 0;) {
+      const int64_t some = left.size() < kTogether / R ? left.size() : kTogether / R;
+      const int64_t first = back ? left.end - some : left.begin;
       alignas(64) T stored[kTogether * Cell::kSums * Vec<T>::kLanes];
-      SumsOfFewRows<Cell, E, R> sums{*this, first, count, stored};
-      for_each_tile<Cell::kSums, Cell::kGates>(R, Range{first, first + count}, sums, back);
-      finish_stored<Cell::kSums>(*this, 0, first, R, static_cast<int>(count),
+      SumsOfFewRows<Cell, E, R> sums{*this, first, some, stored};
+      if constexpr (kNear) {
+        for (int64_t i = 0; i < some; ++i)
+          sums.template tile<R, 1>(0, back ? first + some - 1 - i : first + i);
+      } else {
+        for_each_tile<Cell::kSums, Cell::kGates>(R, Range{first, first + some}, sums, back);
+      }
+      finish_stored<Cell::kSums>(*this, 0, first, R, static_cast<int>(some),
                                  static_cast<T*>(stored));
-      (back ? blocks.end : blocks.begin) += back ? -count : count;
+      (back ? left.end : left.begin) += back ? -some : some;
     }
   }
 
@@ -242,6 +282,17 @@ struct ForwardStep {
 
   template <int R, int NB>
   FUSED_RNN_INLINE void sums_of(int64_t row, int64_t block, Vec<T> (&sum)[R][NB][Cell::kSums]) {
+    begin_sums(row, block, sum);
+    multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
+                                  plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
+                                  Packed::panel(x_size()), Packed::part(x_size()));
+    multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
+                                  plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
+                                  Packed::panel(h_size()), Packed::part(h_size()));
+  }
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void begin_sums(int64_t row, int64_t block, Vec<T> (&sum)[R][NB][Cell::kSums]) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -250,12 +301,54 @@ struct ForwardStep {
         for (int s = 0; s < Cell::kSums; ++s) sum[r][b][s] = begin(row + r, block + b, s);
       }
     }
-    multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
-                                  plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
-                                  Packed::panel(x_size()), Packed::part(x_size()));
-    multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
-                                  plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
-                                  Packed::panel(h_size()), Packed::part(h_size()));
+  }
+
+  // A tile that calls for its share of the next block's panel while its own product runs. A
+  // function of its own, since the pieces of the product take registers from others; sums that h
+  // does not add to are left out of it for the same reason.
+  template <int R>
+  __attribute__((noinline)) void far_tile(int64_t row, int64_t block) {
+    using V = Vec<T>;
+    constexpr int kGates = Cell::kGates;
+    V with_h[R][1][kGates];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int g = 0; g < kGates; ++g) with_h[r][0][g] = begin(row + r, block, Cell::HMap::at(g));
+    }
+    multiply_in_pieces<InOrder<kGates>, kPiecesOfPanel>(
+        with_h, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
+        plan.packed.h + block * Packed::panel(h_size()), Packed::kStride, 0,
+        [&](int piece) __attribute__((always_inline)) { call_for_panel<R>(row, block, piece); });
+    V sum[R][1][Cell::kSums];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int s = 0; s < Cell::kSums; ++s) sum[r][0][s] = begin(row + r, block, s);
+#pragma GCC unroll 8
+      for (int g = 0; g < kGates; ++g) sum[r][0][Cell::HMap::at(g)] = with_h[r][0][g];
+    }
+    finish_tile(*this, row, block, sum);
+  }
+
+  // The block that comes next.
+  int64_t after(int64_t block) const { return back ? block - 1 : block + 1; }
+
+  bool calls_for_panel(int64_t block) const {
+    return plan.beyond_caches && I == 0 && after(block) >= blocks.begin &&
+           after(block) < blocks.end;
+  }
+
+  // A piece of what the R rows from `row` on, as their share, call for of the next block's panel.
+  template <int R>
+  FUSED_RNN_INLINE void call_for_panel(int64_t row, int64_t block, int piece) const {
+    constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(E));
+    const E* const panel = plan.packed.h + after(block) * Packed::panel(h_size());
+    const int64_t lines = Packed::panel(h_size()) / kLine;
+    const int64_t pieces = count * kPiecesOfPanel;
+    const int64_t first = row * kPiecesOfPanel + piece * R;
+    for (int64_t i = lines * first / pieces; i < lines * (first + R) / pieces; ++i)
+      __builtin_prefetch(panel + i * kLine);
   }
 
   // Part by part of the panels; the sums of all wait in L1 for the cell.
@@ -460,10 +553,12 @@ struct InPlace {
   int64_t I = step.plan.args.shape.I;
   int64_t O = step.plan.args.shape.hidden();
 
-  void run(int64_t rows, Range blocks, bool back) {
+  void run() {
+    const int64_t rows = step.count;
+    const Range blocks = step.blocks;
     if (rows == 1) {
       for (int64_t i = 0; i < blocks.size(); ++i)
-        one_row(back ? blocks.end - 1 - i : blocks.begin + i);
+        one_row(step.back ? blocks.end - 1 - i : blocks.begin + i);
       return;
     }
     const E* x[kMost];
@@ -582,9 +677,29 @@ struct InputProducts {
   using Plan = ForwardPlan<Cell, E>;
   using Packed = typename Plan::Packed;
 
+  // Blocks of a tile of many rows.
+  static constexpr int kBlocks = tile_blocks(tile_rows(Cell::kGates), Cell::kGates);
+
   const Plan& plan;
-  const E* const* x;
-  T* sums;
+  const E* panels;  // of the blocks from first_block on
+  int64_t first_block = 0;
+
+  InputProducts(const Plan& plan) : plan(plan), panels(plan.packed.x) {}
+
+  void run(int64_t rows, Range blocks) {
+    if (!plan.x_by_block) return for_each_tile<Cell::kGates>(rows, blocks, *this);
+    const SequenceShape& shape = plan.args.shape;
+    panels = plan.x_panels;
+    for (Range some = blocks; some.begin < blocks.end; some.begin = some.end) {
+      some.end = some.begin + kBlocks < blocks.end ? some.begin + kBlocks : blocks.end;
+      first_block = some.begin;
+      for (int64_t i = 0; i < some.size(); ++i) {
+        pack_gates(plan.args.weights.w_ih, Cell::kGates, shape.H, shape.I, some.begin + i,
+                   plan.x_panels + i * Packed::panel(shape.I));
+      }
+      for_each_tile<Cell::kGates>(rows, some, *this);
+    }
+  }
 
   template <int R, int NB>
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
@@ -618,14 +733,15 @@ struct InputProducts {
     }
     RowsAnywhere<E, R> from;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) from.row[r] = x[row + r];
-    multiply<Gates<kCount>>(
-        sum, from, I,
-        plan.packed.x + block * Packed::panel(I) + kFirst / Packed::kAbreast * Packed::part(I),
-        Packed::kStride, Packed::panel(I), Packed::part(I));
+    for (int r = 0; r < R; ++r) from.row[r] = plan.ahead_x[row + r];
+    multiply<Gates<kCount>>(sum, from, I,
+                            panels + (block - first_block) * Packed::panel(I) +
+                                kFirst / Packed::kAbreast * Packed::part(I),
+                            Packed::kStride, Packed::panel(I), Packed::part(I));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      T* to = sums + (row + r) * plan.ahead_stride() + (block * kGates + kFirst) * kLanes;
+      T* to =
+          plan.ahead_sums + (row + r) * plan.ahead_stride() + (block * kGates + kFirst) * kLanes;
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) {
 #pragma GCC unroll 8
@@ -705,8 +821,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
       if (plan.x_as_lanes) {
         input_products_as_lanes(plan, count, mine.units);
       } else {
-        InputProducts<Cell, E> products{plan, plan.ahead_x, plan.ahead_sums};
-        for_each_tile<Cell::kGates>(count, mine.units, products);
+        InputProducts<Cell, E>(plan).run(count, mine.units);
       }
       ahead_row = 0;
     }
@@ -741,12 +856,11 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     }
     ahead_row += rows;
 
-    const bool back = s % 2 != 0;
-    ForwardStep<Cell, E> tiles(plan, plan.rows, plan.ahead ? 0 : shape.I, mine.units);
+    ForwardStep<Cell, E> step_of_rows(plan, plan.rows, rows, mine.units, s % 2 != 0);
     if (plan.h_in_place) {
-      InPlace<Cell, E>{tiles}.run(rows, mine.units, back);
+      InPlace<Cell, E>{step_of_rows}.run();
     } else {
-      tiles.run(rows, mine.units, back);
+      step_of_rows.run();
     }
     if (shape.P > 0) {
       if (!mine.alone) member.wait();
@@ -807,9 +921,12 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
         plan.x_in_place ||
         (shape.B == 1 && (hh_bytes > kInPlaceBytes || (wide && shape.T <= kStepsInPlaceWide)));
   }
-  plan.ahead = !plan.x_in_place && shape.T > 1 &&
-               (thread_rows <= kRowsAhead ||
-                (thread_rows <= kRowsAheadOfMemory && hh_bytes + ih_bytes > kAheadBytes));
+  plan.near = kGates > 1 && PackedWeights<Cell, E>::kAbreast == kGates &&
+              hh_bytes > kL1Bytes * wanted.units && hh_bytes <= kNearBytes * wanted.units;
+  plan.beyond_caches = hh_bytes + ih_bytes > kBeyondCachesBytes;
+  plan.ahead =
+      !plan.x_in_place && shape.T > 1 &&
+      (thread_rows <= kRowsAhead || (thread_rows <= kRowsAheadOfMemory && plan.beyond_caches));
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
     plan.steps_ahead = kAheadSums / step_bytes;
@@ -825,6 +942,9 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
       plan.x_in_place = true;
       plan.steps_ahead = kRows / shape.B;
     }
+    plan.x_by_block = args.packed == nullptr && !plan.x_as_lanes && wanted.rows == 1 &&
+                      !neighbours.has_before() && shape.T * step_bytes <= kAheadAtOnce;
+    if (plan.x_by_block) plan.steps_ahead = shape.T;
     if (neighbours.has_before() && plan.steps_ahead > kStepsBehind) plan.steps_ahead = kStepsBehind;
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
   }
@@ -836,7 +956,9 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                           : lanes_in_place ? OneStep::ByLanes::lanes_size(I)
                                            : 0;
   const int64_t h_lanes = lanes_in_place ? OneStep::ByLanes::lanes_size(O) : 0;
-  plan.packed.packs_x = !plan.x_in_place;
+  const int64_t x_panels =
+      plan.x_by_block ? InputProducts<Cell, E>::kBlocks * PackedWeights<Cell, E>::panel(I) : 0;
+  plan.packed.packs_x = !plan.x_in_place && !plan.x_by_block;
   plan.packed.packs_h = !plan.h_in_place;
   const auto lay_out = [&](Arena arena) {
     if (args.packed == nullptr) plan.packed.lay_out(arena, shape);
@@ -848,6 +970,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     // Threads with different units of the same rows have tables of their own.
     plan.rows = arena.take<ForwardRow<E>>(wanted.units * shape.B);
     plan.ahead_x = arena.take<const E*>(wanted.units * ahead_rows);
+    plan.x_panels = arena.take<E>(wanted.units * x_panels);
     plan.x_lanes = arena.take<E>(wanted.rows * wanted.units * x_lanes);
     plan.h_lanes = arena.take<E>(wanted.rows * wanted.units * h_lanes);
     return arena.used();
@@ -873,6 +996,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     const int64_t part = id % split.units;
     ForwardPlan<Cell, E> own = plan;
     own.rows += part * shape.B + mine.rows.begin;
+    own.x_panels += part * x_panels;
     own.x_lanes += id * x_lanes;
     own.h_lanes += id * h_lanes;
     if (plan.ahead) {

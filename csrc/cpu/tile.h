@@ -75,9 +75,9 @@ FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a
   constexpr int NV = Map::kVectors;
   constexpr int kAbreast = Map::kAbreast;
   constexpr int kUsed = R * NB * NV;
-  constexpr int kParts = kUsed * 4 <= kChains                        ? 4
-                         : kUsed < kChains && kUsed * 2 <= kTileSums ? 2
-                                                                     : 1;
+  constexpr int kParts = kUsed * 2 < kChains && kUsed * 4 <= kTileSums ? 4
+                         : kUsed < kChains && kUsed * 2 <= kTileSums   ? 2
+                                                                       : 1;
 
   const auto offset = [&](int b, int v) __attribute__((always_inline)) {
     return b * block_stride + v / kAbreast * part_stride + v % kAbreast * kElements;

@@ -751,6 +751,8 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 2, 1, 3, 33, 0, true, true, false, true, 1});
     all.push_back({kind, 4, 1, 1, 32, 0, true, true, false, false, 1});
     all.push_back({kind, 7, 1, 1, 32, 0, true, true, false, false, 1});
+    // Where w_hh is a little more than L1 holds, a panel at a time.
+    all.push_back({kind, 5, 1, 3, 67, 0, true, true, false, true, 1});
     // Few rows: one tile of them, multiplied in parts where registers are few.
     all.push_back({kind, 6, 4, 5, 33, 0, true, true, false, false, 1});
     all.push_back({kind, 6, 2, 5, 41, 0, true, true, true, true, 1});
