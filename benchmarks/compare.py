@@ -249,7 +249,7 @@ def write_readme(path: Path, summary: list[dict[str, Any]], about: dict[str, str
         "|---" * (1 + len(columns)) + "|",
     ]
     for category in dict.fromkeys(line["category"] for line in summary):
-        cells = [category.replace("-", ", ")]
+        cells = [category.replace("-", " ")]
         for cell, threads in columns:
             line = found.get((category, cell, threads))
             cells.append(f"{line['against_best']:.1f} ({line['slowest_row']:.2f})" if line else "")

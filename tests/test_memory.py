@@ -86,12 +86,11 @@ print(train(20))
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tunes glibc")
 def test_training_again_takes_no_fresh_memory() -> None:
     """Where malloc gives every block of 128 KiB or more back to the system at once."""
+    limits = {"mmap_threshold": 131072, "trim_threshold": 131072}
+    tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in limits.items())
     done = subprocess.run(
         [sys.executable, "-c", TRAINING_STEPS],
-        env={
-            **os.environ,
-            "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072",
-        },
+        env={**os.environ, "GLIBC_TUNABLES": tunables},
         capture_output=True,
         text=True,
         check=True,
