@@ -50,6 +50,12 @@ def test_weights_beyond_the_caches(kind: str, hidden: int, threads: int) -> None
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("steps", [2047, 2049])
+def test_input_products_of_all_steps_at_once_and_in_chunks(steps: int) -> None:
+    """Sums of the input products just below and above 2 MB."""
+    check_layer(Case("LSTM", steps, 1, 3, 64), torch.float32, "torch")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_gives_the_training_results(kind: str) -> None:
     case = Case(kind, 7, 5, 3, 33, L=2, bidirectional=True)

@@ -115,6 +115,26 @@ def test_they_can_be_resized(output: Tensor) -> None:
     assert output.tolist() == [2, 2, 2]
 
 
+def test_small_results_do_not_push_out_large_ones(layer: fused_rnn.GRU) -> None:
+    cell = fused_rnn.GRUCell(64, 64)
+    x, small = torch.randn(40, 50, 32), torch.randn(32, 64)
+    with torch.no_grad():
+        output = layer(x)[0]
+        first = output.data_ptr()
+        del output
+        results = [cell(small) for _ in range(300)]
+        del results
+        output = layer(x)[0]
+    assert output.data_ptr() == first
+
+
+def test_they_can_be_cloned_lazily(output: Tensor) -> None:
+    before = output.clone()
+    lazy = torch._lazy_clone(output)
+    output.zero_()
+    assert torch.equal(lazy, before)
+
+
 def test_they_can_be_copied_saved_and_shared(output: Tensor) -> None:
     before = output.clone()
     assert torch.equal(copy.deepcopy(output), before)

@@ -34,9 +34,10 @@ constexpr int64_t kStepsInPlaceWide = 16;
 // 14.0 us and 12.5, LSTM H = 20 14.7 and 11.6; 4 or 16 vectors: no difference; two rows LSTM H = 32
 // 60 us and 40, T = 25, H = 256 1.36 ms and 0.83, GRU H = 32 34 us and 30).
 constexpr int kTogether = 8;
-// One row reads a w_hh of more bytes than L1 has, but not many times as many, a panel at a time
-// from end to end: of these bytes L1 still holds the most when the next step comes. From further
-// away panels side by side come as fast or faster, and panels in two parts (AVX2, LSTM) always do.
+// One row of an LSTM or a GRU reads a w_hh (a thread its part) of more than kL1Bytes, as much as L1
+// has, and up to kNearBytes a panel at a time from end to end: of these bytes L1 still holds the
+// most when the next step comes. From further away panels side by side come as fast or faster, and
+// panels in two parts (AVX2, LSTM) and those of RNNs, one vector a block, always do.
 // LSTM T = 50, H = 64 25.3 us and 22.4, T = 100, H = 128 203 and 197, GRU T = 50, H = 80 29.0 and
 // 26.0, T = 100, H = 128 149 and 139; T = 50, LSTM H = 160 138 and 150, GRU H = 192 145 and 150; of
 // 48 KB or less, LSTM H = 48 11.7 and 12.0, GRU H = 64 13.8 and 14.7.
@@ -53,10 +54,12 @@ constexpr int64_t kRowsAhead = 4;
 // thread, 16.8 against 15.9 on two).
 constexpr int64_t kRowsAheadOfMemory = 64;
 constexpr int64_t kBeyondCachesBytes = 20 << 20;
-// There tiles of several rows call for the next block's panel while their own product runs, in so
-// many pieces (B = 32: LSTM H = 1024 59.6 ms and 57.5, H = 832 39.0 and 37.7, GRU: no difference;
-// where the weights stay in L3 1 % slower, in L2 up to 19 %).
-constexpr int kFewestOfFar = 4;
+// With so many rows or more, a tile of LSTMs and GRUs calls there for its share of the next block's
+// panel while its own product runs, where 32 registers hold a tile's sums (AVX-512, B = 32: LSTM H
+// = 1024 59.6 ms and 57.5, H = 832 39.0 and 37.7, GRU: no difference; where the weights stay in L3
+// 1 % slower, in L2 up to 19 %),
+constexpr int kFewestOfFar = 3;
+// in so many pieces of the product.
 constexpr int kPiecesOfPanel = 64;
 // Bytes of sums that the input products of a chunk of steps aim at, half of L2, and the fewest
 // steps that make such a product worth while.
@@ -163,10 +166,10 @@ struct ForwardPlan {
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
-  bool near = false;           // w_hh is a little more than L1 holds
+  bool near = false;           // one row reads w_hh a panel at a time
   bool ahead = false;          // input products before the steps,
   bool x_as_lanes = false;     // whose lanes are rows of x instead of units
-  bool x_by_block = false;     // w_ih is packed block by block
+  bool x_by_block = false;     // w_ih is packed a few blocks at a time, just before
   int64_t steps_ahead = 0;
 
   Packed packed = {};
@@ -236,7 +239,8 @@ struct ForwardStep {
       static_assert(NB == 1);
       tile_in_parts<R>(row, block);
     } else {
-      if constexpr (R >= kFewestOfFar && tile_blocks(R, kSums) == 1) {
+      if constexpr (NB == 1 && R >= kFewestOfFar && kSums > 1 &&
+                    !exceeds_registers(kTileRows, 1, kSums)) {
         if (calls_for_panel(block)) return far_tile<R>(row, block);
       }
       whole_tile<R, NB>(row, block);
@@ -303,8 +307,8 @@ struct ForwardStep {
     }
   }
 
-  // A tile that calls for its share of the next block's panel while its own product runs. A
-  // function of its own, since the pieces of the product take registers from others; sums that h
+  // A tile whose input products are there and which calls for its share of the next block's panel.
+  // A function of its own, since the pieces of the product take registers from others; sums that h
   // does not add to are left out of it for the same reason.
   template <int R>
   __attribute__((noinline)) void far_tile(int64_t row, int64_t block) {
@@ -335,7 +339,7 @@ struct ForwardStep {
   int64_t after(int64_t block) const { return back ? block - 1 : block + 1; }
 
   bool calls_for_panel(int64_t block) const {
-    return plan.beyond_caches && I == 0 && after(block) >= blocks.begin &&
+    return plan.beyond_caches && plan.ahead && after(block) >= blocks.begin &&
            after(block) < blocks.end;
   }
 

@@ -5,8 +5,9 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <cstdlib>
-#include <deque>
+#include <memory>
 #include <mutex>
+#include <vector>
 
 #include "cpu/workspace.h"
 
@@ -20,13 +21,18 @@ constexpr size_t kSmallest = 4096;
 // steps frees and takes the same sizes again and again.
 class Recycled {
  public:
-  static constexpr size_t kKept = size_t{64} << 20;
-  static constexpr size_t kMostBlocks = 64;
-
   struct Block {
     void* memory;
     size_t bytes;
   };
+
+  // The blocks of about this size: large ones apart, so that many small ones do not push them out.
+  static Recycled& of(size_t bytes) {
+    // Never destroyed, since tensors may outlive every static object.
+    static auto& small = *new Recycled(size_t{16} << 20, 256);
+    static auto& large = *new Recycled(size_t{64} << 20, 32);
+    return bytes < kHugePage ? small : large;
+  }
 
   // A block of at least `bytes` bytes and at most a quarter more, or null.
   Block take(size_t bytes) {
@@ -42,29 +48,30 @@ class Recycled {
     return {};
   }
 
-  // Keeps the block; the oldest make room for it.
+  // Keeps the block; the oldest make room for it. Does not throw.
   void give(Block block) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || block.bytes > kKept) return std::free(block.memory);
-    while (bytes_ + block.bytes > kKept || blocks_.size() == kMostBlocks) {
+    if (!lock || block.bytes > most_bytes_) return std::free(block.memory);
+    while (bytes_ + block.bytes > most_bytes_ || blocks_.size() == most_blocks_) {
       std::free(blocks_.front().memory);
       bytes_ -= blocks_.front().bytes;
-      blocks_.pop_front();
+      blocks_.erase(blocks_.begin());
     }
     blocks_.push_back(block);
     bytes_ += block.bytes;
   }
 
-  // Never destroyed, since tensors may outlive every static object.
-  static Recycled& instance() {
-    static auto& recycled = *new Recycled;
-    return recycled;
+ private:
+  Recycled(size_t most_bytes, size_t most_blocks)
+      : most_bytes_(most_bytes), most_blocks_(most_blocks) {
+    blocks_.reserve(most_blocks);
   }
 
- private:
+  const size_t most_bytes_;
+  const size_t most_blocks_;
   // Only ever tried: a process that was forked while another thread held it would wait forever.
   std::mutex mutex_;
-  std::deque<Block> blocks_;  // the oldest first
+  std::vector<Block> blocks_;  // the oldest first
   size_t bytes_ = 0;
 };
 
@@ -78,13 +85,17 @@ class Results final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes < kSmallest) return c10::GetDefaultCPUAllocator()->allocate(bytes);
-    Recycled::Block block = Recycled::instance().take(bytes);
-    if (block.memory == nullptr) block = {fused_rnn::allocate(bytes), bytes};
+    auto block = std::make_unique<Recycled::Block>(Recycled::of(bytes).take(bytes));
+    if (block->memory == nullptr) *block = {fused_rnn::allocate(bytes), bytes};
     // For torch's error.
-    if (block.memory == nullptr) return c10::GetDefaultCPUAllocator()->allocate(bytes);
-    c10::profiledCPUMemoryReporter().New(block.memory, bytes);
-    return {block.memory, new Recycled::Block(block), &release, at::Device(at::kCPU)};
+    if (block->memory == nullptr) return c10::GetDefaultCPUAllocator()->allocate(bytes);
+    c10::profiledCPUMemoryReporter().New(block->memory, bytes);
+    void* const memory = block->memory;
+    return {memory, block.release(), &release, at::Device(at::kCPU)};
   }
+
+  // Nothing else hangs on its context, which is what lazy clones ask.
+  bool is_simple_data_ptr(const c10::DataPtr&) const override { return true; }
 
   void copy_data(void* to, const void* from, size_t bytes) const override {
     default_copy_data(to, from, bytes);
@@ -92,10 +103,9 @@ class Results final : public c10::Allocator {
 
  private:
   static void release(void* context) {
-    auto* const block = static_cast<Recycled::Block*>(context);
+    const std::unique_ptr<Recycled::Block> block(static_cast<Recycled::Block*>(context));
     c10::profiledCPUMemoryReporter().Delete(block->memory);
-    Recycled::instance().give(*block);
-    delete block;
+    Recycled::of(block->bytes).give(*block);
   }
 };
 

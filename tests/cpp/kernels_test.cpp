@@ -674,9 +674,10 @@ void check_narrow_backward(Layer<bfloat16>& l, const Threads& threads, const std
       error += difference * difference;
       norm += expected.of[i][j] * expected.of[i][j];
     }
-    // Deltas and h are rounded by up to 2^-9.
+    // Deltas and h are rounded by up to 2^-9. A few values may all be differences of larger ones.
+    const double tolerance = expected.of[i].size() < 64 ? 0.02 : 0.006;
     const double relative = norm > 0 ? std::sqrt(error / norm) : error;
-    expect(relative < 0.006,
+    expect(relative < tolerance,
            name + ": gradient " + std::to_string(i) + " differs by " + std::to_string(relative));
   }
 }
@@ -753,6 +754,7 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 7, 1, 1, 32, 0, true, true, false, false, 1});
     // Where w_hh is a little more than L1 holds, a panel at a time.
     all.push_back({kind, 5, 1, 3, 67, 0, true, true, false, true, 1});
+    all.push_back({kind, 10, 1, 3, 163, 0, true, true, false, false, 2});
     // Few rows: one tile of them, multiplied in parts where registers are few.
     all.push_back({kind, 6, 4, 5, 33, 0, true, true, false, false, 1});
     all.push_back({kind, 6, 2, 5, 41, 0, true, true, true, true, 1});
