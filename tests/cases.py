@@ -259,11 +259,11 @@ def reference_layer(case: Case, params: Sequence[Tensor]) -> Callable[..., Any]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """For what is only compared with. On a busy machine torch's loops of small operators wait for
-    their second thread at every step, a thousand times as long as they compute."""
+def threads(count: int) -> Iterator[None]:
+    """One for what is only compared with: on a busy machine torch's loops of small operators wait
+    for their second thread at every step, a thousand times as long as they compute."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -284,7 +284,7 @@ def check_layer(case: Case, dtype: torch.dtype, against: str, seed: int = 0) -> 
     params = list(ours.parameters())
     actual = run_with_grads(module_call(case, ours), x, states, params)
 
-    with one_thread():
+    with threads(1):
         if against == "torch":
             layer = case.module(torch.nn, dtype)
             layer.load_state_dict(ours.state_dict())

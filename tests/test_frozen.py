@@ -29,8 +29,8 @@ from cases import (
     assert_close,
     flatten,
     module_call,
-    one_thread,
     run_with_grads,
+    threads,
 )
 from fused_rnn import _C
 from fused_rnn.frozen import Frozen
@@ -67,7 +67,7 @@ def test_layer(case: Case, dtype: torch.dtype) -> None:
     with torch.no_grad():
         actual = flatten(frozen(case.pack(x), case.hx_of(states)))
         again = flatten(frozen(case.pack(x), case.hx_of(states)))
-        with one_thread():
+        with threads(1):
             expected = flatten(plain(case.pack(x), case.hx_of(states)))
     for one, other, third in zip(actual, expected, again, strict=True):
         assert_close("result", one, other, TOLERANCE[dtype])
@@ -80,7 +80,7 @@ def test_gradients_of_inputs(case: Case) -> None:
     frozen, plain = frozen_and_plain(case, torch.float64)
     x, states = case.tensors(torch.float64)
     actual = run_with_grads(module_call(case, frozen), x, states, [])
-    with one_thread():
+    with threads(1):
         expected = run_with_grads(module_call(case, plain), x, states, [])
     for one, other in zip(actual, expected, strict=True):
         assert_close("result", one, other, 1e-10)

@@ -1,5 +1,7 @@
 """Outputs, states and every gradient of the layers, against torch.nn and against the reference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,11 +10,13 @@ from cases import (
     DTYPES,
     KINDS,
     LAYER_CASES,
+    TOLERANCE,
     Case,
     assert_close,
     check_layer,
     flatten,
     reference_layer,
+    threads,
 )
 
 
@@ -37,23 +41,31 @@ def test_reference_is_torch_to_rounding(case: Case) -> None:
         assert_close("result", one, other, 1e-12)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("kind", "hidden"), [("LSTM", 1201), ("GRU", 1371)])
-def test_weights_beyond_the_caches(kind: str, hidden: int, threads: int) -> None:
-    """More than 20 MB of them; tiles of 5 and 4 rows, a block of units that is not full."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        check_layer(Case(kind, 3, 14, 3, hidden), torch.float32, "torch")
-        check_layer(Case(kind, 3, 14, 3, hidden, lengths=(1, *[3] * 13)), torch.float32, "torch")
-    finally:
-        torch.set_num_threads(before)
+def test_weights_beyond_the_caches(kind: str, hidden: int, count: int) -> None:
+    """More than 20 MB of them; tiles of 5, 4 and 3 rows, a block of units that is not full."""
+    dense = Case(kind, 3, 14, 3, hidden)
+    packed = replace(dense, lengths=(1, *[3] * 6, *[2] * 7))
+    with threads(count):
+        for case in (dense, packed):
+            check_layer(case, torch.float32, "torch")
+            layer = case.module(fused_rnn, torch.float32)
+            x, states = case.tensors(torch.float32)
+            with torch.no_grad():
+                expected = flatten(layer(case.pack(x), case.hx_of(states)))
+                frozen = flatten(fused_rnn.freeze(layer)(case.pack(x), case.hx_of(states)))
+            for one, other in zip(frozen, expected, strict=True):
+                assert_close("frozen", one, other, TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("steps", [2047, 2049])
-def test_input_products_of_all_steps_at_once_and_in_chunks(steps: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("above", [False, True])
+def test_input_products_of_all_steps_at_once_and_in_chunks(kind: str, above: bool) -> None:
     """Sums of the input products just below and above 2 MB."""
-    check_layer(Case("LSTM", steps, 1, 3, 64), torch.float32, "torch")
+    gates = {"LSTM": 4, "GRU": 3}.get(kind, 1)
+    steps = (2 << 20) // (4 * gates * 128) + above
+    check_layer(Case(kind, steps, 1, 3, 128), torch.float32, "torch")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -131,8 +131,12 @@ def test_small_results_do_not_push_out_large_ones(layer: fused_rnn.GRU) -> None:
 def test_they_can_be_cloned_lazily(output: Tensor) -> None:
     before = output.clone()
     lazy = torch._lazy_clone(output)
-    output.zero_()
-    assert torch.equal(lazy, before)
+    lazier = torch._lazy_clone(output)
+    lazy.zero_()
+    assert torch.equal(output, before)
+    output.fill_(1)
+    assert torch.equal(lazier, before)
+    assert lazy.count_nonzero() == 0
 
 
 def test_they_can_be_copied_saved_and_shared(output: Tensor) -> None:

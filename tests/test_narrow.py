@@ -20,8 +20,8 @@ from cases import (
     flatten,
     module_call,
     names_of,
-    one_thread,
     run_with_grads,
+    threads,
 )
 from fused_rnn import _narrow
 
@@ -93,7 +93,7 @@ def check_layer(case: Case, dtype: torch.dtype) -> None:
         # The random weights of the loss must be the same numbers in all three.
         wide = run_of(case, exact, x.double(), [s.double() for s in states], dtype)
         actual = run_of(case, ours, x, states, dtype)
-        with one_thread():
+        with threads(1):
             expected = run_of(case, theirs, x, states, dtype)
         count = len(actual) - len(list(ours.parameters())) - len(states) - 1
         names = names_of(count, [name for name, _ in ours.named_parameters()], len(states))

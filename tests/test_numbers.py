@@ -22,8 +22,8 @@ from cases import (
     assert_close,
     flatten,
     module_call,
-    one_thread,
     run_with_grads,
+    threads,
 )
 from test_cells import draw, hx_of
 from test_cells import make as make_cell
@@ -33,11 +33,11 @@ F64 = torch.float64
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_flush_denormal(False)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
 
 
 def same_kind_of_number(name: str, one: Tensor, other: Tensor, tolerance: float) -> None:
@@ -311,7 +311,7 @@ def test_a_very_long_sequence(kind: str) -> None:
     ours, theirs = case.module(fused_rnn, F64), case.module(nn, F64)
     theirs.load_state_dict(ours.state_dict())
     x, _ = case.tensors(F64)
-    with torch.no_grad(), one_thread():
+    with torch.no_grad(), threads(1):
         for one, other in zip(flatten(ours(x)), flatten(theirs(x)), strict=True):
             assert_close("result", one, other, 1e-10)
 
@@ -327,7 +327,7 @@ def test_a_very_long_sequence(kind: str) -> None:
     for one, other in zip(whole, cut, strict=True):
         assert_close("whole and in pieces", one, other, 1e-10)
     steps = x[: LONG // 20]
-    with one_thread():
+    with threads(1):
         expected = pieces(theirs, steps, len(steps))
     for one, other in zip(pieces(ours, steps, len(steps)), expected, strict=True):
         assert_close("gradient", one, other, 1e-10)
@@ -339,7 +339,7 @@ def test_a_very_long_sequence_backward() -> None:
     ours, theirs = case.module(fused_rnn, F64), case.module(nn, F64)
     theirs.load_state_dict(ours.state_dict())
     x, states = case.tensors(F64)
-    with one_thread():
+    with threads(1):
         found = [
             run_with_grads(module_call(case, m), x, states, list(m.parameters()))
             for m in (ours, theirs)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils import _pytree as pytree
 
 import fused_rnn
-from cases import TOLERANCE, assert_close, flatten, one_thread
+from cases import TOLERANCE, assert_close, flatten, threads
 
 common_modules = pytest.importorskip(
     "torch.testing._internal.common_modules",
@@ -351,7 +351,7 @@ def check_derivatives(name: str, check: Any, every: int = 1, **settings: Any) ->
             arguments = with_leaves(call, leaves[:count])
             return tuple(flatten(torch.func.functional_call(module, weights, arguments)))
 
-        with one_thread():
+        with threads(1):
             assert check(function, (*inputs, *params), nondet_tol=0.0, fast_mode=True, **settings)
 
 

@@ -182,7 +182,7 @@ struct ForwardPlan {
   // Of each thread:
   ForwardRow<E>* rows = nullptr;  // [B]
   const E** ahead_x = nullptr;    // [steps_ahead * B]
-  E* x_panels = nullptr;          // of a few blocks of w_ih
+  E* x_panels = nullptr;          // as packed.x, of the blocks of a tile
   E* x_lanes = nullptr;           // [blocks of rows][I][kLanes]
   E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]
 
@@ -286,17 +286,6 @@ struct ForwardStep {
 
   template <int R, int NB>
   FUSED_RNN_INLINE void sums_of(int64_t row, int64_t block, Vec<T> (&sum)[R][NB][Cell::kSums]) {
-    begin_sums(row, block, sum);
-    multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
-                                  plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
-                                  Packed::panel(x_size()), Packed::part(x_size()));
-    multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
-                                  plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
-                                  Packed::panel(h_size()), Packed::part(h_size()));
-  }
-
-  template <int R, int NB>
-  FUSED_RNN_INLINE void begin_sums(int64_t row, int64_t block, Vec<T> (&sum)[R][NB][Cell::kSums]) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -305,6 +294,12 @@ struct ForwardStep {
         for (int s = 0; s < Cell::kSums; ++s) sum[r][b][s] = begin(row + r, block + b, s);
       }
     }
+    multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
+                                  plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
+                                  Packed::panel(x_size()), Packed::part(x_size()));
+    multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
+                                  plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
+                                  Packed::panel(h_size()), Packed::part(h_size()));
   }
 
   // A tile whose input products are there and which calls for its share of the next block's panel.
@@ -314,6 +309,7 @@ struct ForwardStep {
   __attribute__((noinline)) void far_tile(int64_t row, int64_t block) {
     using V = Vec<T>;
     constexpr int kGates = Cell::kGates;
+    static_assert(Packed::kAbreast == kGates);
     V with_h[R][1][kGates];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {

@@ -9,7 +9,8 @@ struct PackedWeights {
   static constexpr int kAbreast = vectors_abreast(Cell::kGates);
   static constexpr int kStride = kAbreast * Operand<E>::kElements;
 
-  // Whether the weights are packed, or read where they are.
+  // Whether the weights are packed here. If not, they are read where they are, or those of x packed
+  // by who makes the input products (InputProducts in forward.h).
   bool packs_x = true;
   bool packs_h = true;
 

@@ -94,8 +94,11 @@ class Results final : public c10::Allocator {
     return {memory, block.release(), &release, at::Device(at::kCPU)};
   }
 
-  // Nothing else hangs on its context, which is what lazy clones ask.
-  bool is_simple_data_ptr(const c10::DataPtr&) const override { return true; }
+  // Whether the memory is as allocate() gave it: what a lazy clone asks before it wraps the context
+  // of a storage in one of its own.
+  bool is_simple_data_ptr(const c10::DataPtr& data) const override {
+    return data.get_deleter() == &release || c10::Allocator::is_simple_data_ptr(data);
+  }
 
   void copy_data(void* to, const void* from, size_t bytes) const override {
     default_copy_data(to, from, bytes);
