@@ -20,6 +20,7 @@ from .dispatch import (
     cell_misfit,
     cell_types,
     check_devices,
+    is_exporting,
     is_traced,
     obstacle,
     symbolic_call,
@@ -143,7 +144,7 @@ class _Cell(torch.nn.RNNCellBase, Fused):
             # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.
             if cell_misfit(self, input, states, params, kind) is None:
                 if reason is None:
-                    if not states and torch.compiler.is_exporting():
+                    if not states and is_exporting():
                         # AOTInductor's run time cannot pass an empty list.
                         size = (*input.shape[:-1], self.hidden_size)
                         states = [input.new_zeros(size) for _ in range(TRAITS[kind].states)]

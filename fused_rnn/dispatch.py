@@ -257,10 +257,17 @@ def _foreign_mode() -> bool:
     return any(type(mode) is not DeviceContext for mode in stack)
 
 
+def is_exporting() -> bool:
+    """torch.compiler.is_exporting(), which Dynamo takes for true in every compilation up to
+    torch 2.12, where it does read the flag behind it."""
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else bool(flag)
+
+
 def is_traced() -> bool:
     """True where torch.compile or torch.export records this very code. is_compiling(), which is
     cheaper to ask first, is true beside a compilation as well: in other threads, for one."""
-    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+    return torch.compiler.is_dynamo_compiling() or is_exporting()
 
 
 def traced_obstacle(input: Tensor, ranks: tuple[int, ...]) -> str | None:
@@ -268,7 +275,7 @@ def traced_obstacle(input: Tensor, ranks: tuple[int, ...]) -> str | None:
 
     Tensors are fakes of some subclass there and sizes may be symbols, so their types are not asked.
     """
-    if torch.compiler.is_exporting() and not export.fused:
+    if is_exporting() and not export.fused:
         return EXPORT
     if _transforming():
         return TRANSFORM

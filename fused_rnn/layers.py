@@ -23,6 +23,7 @@ from .dispatch import (
     as_states,
     check_packed,
     check_weights,
+    is_exporting,
     is_traced,
     layer_misfit,
     layer_types,
@@ -271,7 +272,7 @@ class _Layer(torch.nn.RNNBase, Fused):
                 # Sizes are looked at while tracing, so a graph holds a call that fits, or torch's.
                 if batch_sizes is None:
                     if layer_misfit(self, data, None, states, weights) is None:
-                        if not states and torch.compiler.is_exporting():
+                        if not states and is_exporting():
                             # AOTInductor's run time cannot pass an empty list.
                             batch = (data.shape[0 if self.batch_first else 1],)
                             states = self._zeros(data, *batch[: data.dim() - 2])
@@ -283,7 +284,7 @@ class _Layer(torch.nn.RNNBase, Fused):
                         states = self._zeros(data, input.sorted_indices.shape[0])
                     return self._run_packed(layers, input, states, weights)
             check_weights(self, weights)
-        if torch.compiler.is_exporting() or torch._dynamo.config.allow_rnn:
+        if is_exporting() or torch._dynamo.config.allow_rnn:
             return super().forward(input, hx)
         return _compile.outside(_Layer.forward, self, input, hx)
 

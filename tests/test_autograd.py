@@ -304,11 +304,6 @@ def test_gradient_penalty_reaches_the_weights(kind: str) -> None:
 
 DENSE = [case for case in SMALL_CASES if case.lengths is None]
 
-# torch builds its own forward-mode formulas with torch.jit.script, once, at their first use.
-torchs_jvp_may_warn = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
-)
-
 
 def module_and_data(case: Case) -> tuple[Callable[..., Any], Tensor, tuple[Tensor, ...]]:
     """The fused layer as a function of its data and states, packed where the case is."""
@@ -335,7 +330,6 @@ def test_func_grad(case: Case) -> None:
         assert_close("grad", one, other, 1e-10)
 
 
-@torchs_jvp_may_warn
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 def test_func_jvp_and_jacobians(case: Case) -> None:
     call, x, states = module_and_data(case)
@@ -398,7 +392,6 @@ def test_cells_under_transforms(kind: str) -> None:
             assert_close("vmap", many[index], other, 1e-12)
 
 
-@torchs_jvp_may_warn
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 def test_forward_mode(case: Case) -> None:
     call, x, states = module_and_data(case)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fused_rnn
 from cases import KINDS, SMALL_CASES, Case, assert_close, flatten
-from test_autograd import module_and_data, pair, torchs_jvp_may_warn
+from test_autograd import module_and_data, pair
 from test_cells import make as make_cell
 
 F64 = torch.float64
@@ -101,7 +101,6 @@ def test_vmap_with_dropout(kind: str) -> None:
         torch.func.vmap(layer)(xs)
 
 
-@torchs_jvp_may_warn
 @layers_and_cells
 @kinds
 def test_derivatives_to_the_weights(kind: str, cell: bool) -> None:
@@ -135,7 +134,6 @@ def test_derivatives_to_the_weights(kind: str, cell: bool) -> None:
         assert_close(f"vjp {name}", vjp[name], backward[name].sum(0), 1e-10)
 
 
-@torchs_jvp_may_warn
 @layers_and_cells
 @kinds
 def test_hessian(kind: str, cell: bool) -> None:

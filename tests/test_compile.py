@@ -25,11 +25,9 @@ from tracing import (
     assert_same,
     need_compiler,
     operators_of,
-    torch_deprecates_itself,
 )
 
 pytestmark = [
-    torch_deprecates_itself,
     # Dynamo looks whether tensors have a gradient, and hides the warning that this brings.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
@@ -258,23 +256,23 @@ def test_weights_of_a_wrong_size(allow_rnn: bool) -> None:
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
-def test_beside_a_compilation(name: str) -> None:
+def test_beside_a_compilation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While some thread compiles, is_compiling() is true in code that nobody records."""
     module = getattr(fused_rnn, name)(4, 7)
     calls = [X[0], X[0, 0]] if name in CELLS else [X, torch.empty(5, 0, 4), pack([2, 1], True)]
     expected = [module(x) for x in calls]
     tangent = torch.func.jvp(module, (X[0],), (X[1],))[1]
-    with torch.compiler._compile_session_context():
-        assert torch.compiler.is_compiling()
-        for x, result in zip(calls, expected, strict=True):
-            assert_same(module(x), result)
-        assert_same(torch.func.jvp(module, (X[0],), (X[1],))[1], tangent)
-        with forward_ad.dual_level():
-            results = flatten(module(forward_ad.make_dual(X[0], X[1])))
-            assert_same([forward_ad.unpack_dual(r).tangent for r in results], tangent)
-        if name in LAYERS:
-            with pytest.raises(RuntimeError, match="batch_sizes"):
-                module(PackedSequence(torch.randn(6, 4), torch.tensor([3, 2])))
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()
+    for x, result in zip(calls, expected, strict=True):
+        assert_same(module(x), result)
+    assert_same(torch.func.jvp(module, (X[0],), (X[1],))[1], tangent)
+    with forward_ad.dual_level():
+        results = flatten(module(forward_ad.make_dual(X[0], X[1])))
+        assert_same([forward_ad.unpack_dual(r).tangent for r in results], tangent)
+    if name in LAYERS:
+        with pytest.raises(RuntimeError, match="batch_sizes"):
+            module(PackedSequence(torch.randn(6, 4), torch.tensor([3, 2])))
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -202,8 +202,7 @@ def test_a_model_without_recurrent_layers() -> None:
 
 
 def test_scripted_modules_are_left_alone() -> None:
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
-        scripted = torch.jit.script(Container())
+    scripted = torch.jit.script(Container())
     before = [type(m) for m in scripted.modules()]
     fused_rnn.accelerate(scripted)
     assert [type(m) for m in scripted.modules()] == before

@@ -22,6 +22,8 @@ DEVICE = "cuda"
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+    # torch.nn's layers say so as well, of copies, pickles and bfloat16.
+    pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous"),
 ]
 
 CASES = [

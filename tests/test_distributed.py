@@ -42,4 +42,6 @@ def test_data_parallel() -> None:
 @pytest.mark.parametrize("part", ["spawn", "fork", "hogwild", "loader"])
 def test_processes(part: str) -> None:
     """What each part is stands in the program."""
+    if part in ("fork", "hogwild") and torch.cuda.is_available():
+        pytest.skip("beside CUDA devices torch has no backward pass in forked processes")
     assert f"{part} done" in run(str(PROGRAMS / "processes.py"), part)

@@ -136,7 +136,7 @@ def test_packed_input_that_does_not_fit(name: str) -> None:
             layer(packed)
     with pytest.raises(RuntimeError, match="input must have 2 dimensions, got 3"):
         layer(PackedSequence(X, torch.tensor([3, 2])))
-    with pytest.raises(ValueError, match=r"RNN input dtype \(torch.float64\) does not match"):
+    with pytest.raises(ValueError, match=r"^RNN input dtype|^input must have the type"):
         layer(pack_sequence([X[:, 0].double()]))
 
 
@@ -168,11 +168,16 @@ def test_missing_weight(name: str) -> None:
     ],
 )
 def test_constructor(name: str, arguments: Any, more: Any) -> None:
-    with pytest.raises(Exception) as expected:  # noqa: PT011
-        getattr(torch.nn, name)(*arguments, **more)
-    with pytest.raises(type(expected.value)) as actual:
-        getattr(fused_rnn, name)(*arguments, **more)
-    assert str(actual.value) == str(expected.value)
+    """torch's errors, and none where a release has none."""
+    found = []
+    for package in (torch.nn, fused_rnn):
+        try:
+            getattr(package, name)(*arguments, **more)
+        except Exception as error:
+            found.append((type(error), str(error)))
+        else:
+            found.append(None)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", LAYERS)

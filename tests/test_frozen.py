@@ -36,7 +36,6 @@ from fused_rnn import _C
 from fused_rnn.frozen import Frozen
 from test_cells import SHAPES, draw, hx_of
 from test_cells import make as make_cell
-from tracing import torch_deprecates_itself
 
 NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 
@@ -689,7 +688,6 @@ def test_autocast(dtype: torch.dtype) -> None:
         assert torch.equal(wide[0], others[0])
 
 
-@torch_deprecates_itself
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
 @pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
 def test_transforms_and_tracers(name: str) -> None:
@@ -717,7 +715,6 @@ def test_transforms_and_tracers(name: str) -> None:
     assert fused_rnn.explain(frozen, x) == fused_rnn.explain(layer, x)
 
 
-@torch_deprecates_itself
 def test_jit_script() -> None:
     model = tracing.Model("LSTM")
     expected = model(tracing.X).detach()

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fused_rnn
 from cases import TOLERANCE, assert_close, flatten
-from tracing import LAYERS, X, torch_deprecates_itself
+from tracing import LAYERS, X
 
 
 class Both(nn.Module):
@@ -34,7 +34,6 @@ deprecated = (
 )
 
 
-@torch_deprecates_itself
 @pytest.mark.filterwarnings(*deprecated)
 @pytest.mark.parametrize("name", LAYERS)
 def test_quantize_dynamic(name: str) -> None:
@@ -56,7 +55,6 @@ def test_quantize_dynamic(name: str) -> None:
     assert torch.equal(flatten(left(X))[1], flatten(model(X))[1])
 
 
-@torch_deprecates_itself
 @pytest.mark.filterwarnings(*deprecated)
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_quantize_fx(name: str) -> None:
@@ -136,7 +134,6 @@ def test_benchmark_timer() -> None:
     assert timer.timeit(2).mean > 0
 
 
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 def test_package() -> None:
     from torch.package import PackageExporter, PackageImporter
 

@@ -49,10 +49,6 @@ DTYPES = tuple(TOLERANCES)
 # torch's samples alternate their settings in powers of two: one in three meets each setting.
 PERIOD = 3
 
-torchs_jvp_may_warn = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
-)
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -355,7 +351,6 @@ def check_derivatives(name: str, check: Any, every: int = 1, **settings: Any) ->
             assert check(function, (*inputs, *params), nondet_tol=0.0, fast_mode=True, **settings)
 
 
-@torchs_jvp_may_warn
 @pytest.mark.parametrize("name", INFOS)
 def test_gradcheck(name: str) -> None:
     """Backward, batched backward and forward mode."""

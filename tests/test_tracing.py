@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fused_rnn
 from cases import flatten
-from tracing import CELLS, LAYERS, Model, X, assert_same, torch_deprecates_itself
+from tracing import CELLS, LAYERS, Model, X, assert_same
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -55,7 +55,6 @@ def saved_and_loaded(scripted: Any) -> Any:
     return torch.jit.load(buffer)
 
 
-@torch_deprecates_itself
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_script(name: str) -> None:
     model = Model(name)
@@ -76,7 +75,6 @@ class OfPacked(nn.Module):
         return self.layer(packed)[0].data
 
 
-@torch_deprecates_itself
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_script_packed(name: str) -> None:
     model = OfPacked(name)
@@ -87,7 +85,6 @@ def test_jit_script_packed(name: str) -> None:
     assert_same(saved_and_loaded(scripted)(packed), expected)
 
 
-@torch_deprecates_itself
 @pytest.mark.parametrize("name", CELLS)
 def test_jit_script_cells(name: str) -> None:
     cell = getattr(fused_rnn, name)(4, 7)
@@ -96,7 +93,6 @@ def test_jit_script_cells(name: str) -> None:
     assert_same(saved_and_loaded(scripted)(X[0]), cell(X[0]))
 
 
-@torch_deprecates_itself
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_trace(name: str) -> None:
@@ -107,7 +103,6 @@ def test_jit_trace(name: str) -> None:
     assert_same(traced(x), model(x))
 
 
-@torch_deprecates_itself
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_trace_packed(name: str) -> None:
@@ -128,7 +123,6 @@ def test_jit_trace_packed(name: str) -> None:
     assert_same(traced(x, lengths), model(x, lengths))
 
 
-@torch_deprecates_itself
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
 @pytest.mark.parametrize("name", CELLS)
 def test_jit_trace_cells(name: str) -> None:
@@ -138,7 +132,6 @@ def test_jit_trace_cells(name: str) -> None:
     assert_same(traced(x), cell(x))
 
 
-@torch_deprecates_itself
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.nn")
 def test_jit_trace_is_explained() -> None:
     found = []

@@ -12,10 +12,6 @@ from cases import assert_close, flatten
 LAYERS = ("LSTM", "GRU", "RNN")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell")
 
-torch_deprecates_itself = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.[a-z_]*` is deprecated:DeprecationWarning"
-)
-
 
 class Model(nn.Module):
     """A recurrent layer, of fused_rnn or of torch.nn, among other things."""
