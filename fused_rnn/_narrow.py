@@ -1,6 +1,6 @@
 """float16 and bfloat16: as the type of a module, and under torch.autocast on the CPU.
 
-Where the instruction set multiplies bfloat16, the products of the kernels read it; sums, gates, the
+Where the machine multiplies bfloat16 fast, the products of the kernels read it; sums, gates, the
 state c and, where a cell reads it beside the products, the state h are float32. Elsewhere, and for
 float16, the kernels convert to float32, compute, and round the results once.
 
@@ -21,8 +21,9 @@ from ._ops import extension
 NARROW = frozenset({torch.float16, torch.bfloat16})
 
 
-# Whether the machine has instructions for products of bfloat16, which torch's oneDNN uses.
+# Whether the machine has a matrix unit, which torch uses for bfloat16 and the kernels do not.
 _HAS_TILES = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+# Whether it has any instructions for products of bfloat16, which torch's oneDNN uses.
 _MULTIPLIES_BFLOAT16 = _HAS_TILES or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 # Whether torch's oneDNN runs LSTMs in bfloat16 on this machine, as it never does in float16.
@@ -63,15 +64,21 @@ def torch_is_ahead(
 ) -> bool:
     """Whether torch's implementation is faster than the kernels.
 
-    Where those read bfloat16, torch was not found to be. With a matrix unit, which torch uses and
-    they do not, it should be: LSTMs of large products are left to it, unmeasured.
+    Where those read bfloat16, torch was not found to be. Where they convert to float32, torch is
+    faster if the weights are large and used for a few rows only, and with instructions for bfloat16
+    if the products of a step are large.
 
-    Where they convert to float32, torch is faster if the weights are large and used for a few rows
-    only, and with instructions for bfloat16 if the products of a step are large. The limits were
-    measured with modules of the narrow type (not under autocast, where the weights need no
-    conversion), on one core with AVX-512 and bfloat16 dot products, as times torch's speed:
+    The limits were measured with modules of the narrow type (not under autocast, where the weights
+    need no conversion), as times torch's speed. On one core with AVX-512 and bfloat16 dot products:
     LSTMCell H = 128, 1.3 to 1.9, H = 512, 0.1 to 0.5; in bfloat16 LSTM H = 64, B = 16 is at 1.0 to
     1.1, H = 128, B = 32 at 0.7, GRU H = 128, B = 32 at 1.9 to 2.4, H = 256, B = 64 at 0.9 to 1.0.
+
+    With a matrix unit the limits for LSTMs hold in training, half of them without; and torch makes
+    less of many threads than the kernels do, so that they grow with those. On 16 cores of a
+    Sapphire Rapids, in inference, float32 against torch's bfloat16, what conversion takes left out:
+    LSTM H = 64, B = 16 is at 1.0, H = 256, B = 4 at 0.8, H = 128, B = 32 at 0.45 on one thread and
+    1.8 on 16, H = 256, B = 64 at 0.25 and 0.7; GRU H = 128, B = 32 at 2.0, H = 256, B = 64 at 0.8
+    and 4.2, H = 512, B = 32 at 0.6.
 
     Args:
         dtype: float16 or bfloat16.
@@ -83,11 +90,16 @@ def torch_is_ahead(
         onednn: for what torch computes with oneDNN, LSTMs on dense input.
     """
     if computed == torch.bfloat16:
-        return _HAS_TILES and onednn and weights * batch > 2 << 20
+        return False
     products = dtype == torch.bfloat16 and _MULTIPLIES_BFLOAT16
     if converts and weights > 1 << 18 and rows < (16 if products else 4):
         return True
-    return products and weights * batch > (2 << 20 if onednn else 20 << 20)
+    limit = 2 << 20 if onednn else 20 << 20
+    if _HAS_TILES:
+        limit *= torch.get_num_threads()
+        if onednn and not torch.is_grad_enabled():
+            limit //= 2
+    return products and weights * batch > limit
 
 
 def result_types(

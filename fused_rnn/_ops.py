@@ -88,8 +88,8 @@ Returns:
     output [T, B, D*(P or H)] or [N, D*(P or H)], hn, and for "lstm" cn.
 
 All tensors have one type, float16, bfloat16, float32 or float64, and are on the CPU. RuntimeError
-for anything else. float16 is computed with as float32, and so is bfloat16 where the instruction set
-does not multiply it.
+for anything else. float16 is computed with as float32, and so is bfloat16 where the machine does
+not multiply it, or does so slowly.
 """
 
 cell: CellOp = namespace.cell.default._op

@@ -316,7 +316,9 @@ def test_torch_takes_what_it_is_faster_at(name: str, dtype: torch.dtype, convert
 
 
 def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large products go to torch where it has instructions for them and the kernels convert."""
     weights = 4 * 128 * 256
+    monkeypatch.setattr(_narrow, "_HAS_TILES", False)
     for multiplies, converts in itertools.product((True, False), repeat=2):
         monkeypatch.setattr(_narrow, "_MULTIPLIES_BFLOAT16", multiplies)
         for onednn, limit in ((True, 2 << 20), (False, 20 << 20)):
@@ -325,10 +327,7 @@ def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
                 ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.float32, *sizes)
                 assert ahead == (multiplies and batch * weights > limit)
                 assert not _narrow.torch_is_ahead(torch.float16, torch.float32, *sizes)
-                for tiles in (True, False):
-                    monkeypatch.setattr(_narrow, "_HAS_TILES", tiles)
-                    ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.bfloat16, *sizes)
-                    assert ahead == (tiles and onednn and batch * weights > limit)
+                assert not _narrow.torch_is_ahead(torch.bfloat16, torch.bfloat16, *sizes)
         for dtype in NARROW:
             fewest = 16 if multiplies and dtype == torch.bfloat16 else 4
             for rows in (1, 3, 4, 15, 16):
@@ -336,6 +335,21 @@ def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
                     sizes = (limit, rows, 1, converts, False)
                     ahead = _narrow.torch_is_ahead(dtype, torch.float32, *sizes)
                     assert ahead == (few and converts)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_products_of_a_matrix_unit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits are larger with more threads, and smaller for LSTMs that are not trained."""
+    monkeypatch.setattr(_narrow, "_MULTIPLIES_BFLOAT16", True)
+    monkeypatch.setattr(_narrow, "_HAS_TILES", True)
+    weights = 4 * 128 * 256
+    for onednn, trained in itertools.product((True, False), repeat=2):
+        limit = count * (20 << 20 if not onednn else 2 << 20 if trained else 1 << 20)
+        with threads(count), torch.set_grad_enabled(trained):
+            for batch in (limit // weights, limit // weights + 1):
+                sizes = (weights, 3200, batch, True, onednn)
+                ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.float32, *sizes)
+                assert ahead == (batch * weights > limit)
 
 
 @pytest.mark.skipif(

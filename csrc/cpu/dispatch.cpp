@@ -5,6 +5,10 @@
 #include <mutex>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace fused_rnn {
 namespace {
 
@@ -24,6 +28,16 @@ bool machine_has(Isa isa) {
   return false;
 #else
   return isa == Isa::baseline;
+#endif
+}
+
+bool machine_has_matrix_unit() {
+#if defined(__x86_64__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kAmxTile = 1u << 24;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kAmxTile) != 0;
+#else
+  return false;
 #endif
 }
 
@@ -127,6 +141,11 @@ const Kernels<bfloat16>* bfloat16_kernels() {
 #else
   return nullptr;
 #endif
+}
+
+const Kernels<bfloat16>* fast_bfloat16_kernels() {
+  static const bool slow = machine_has_matrix_unit();
+  return slow ? nullptr : bfloat16_kernels();
 }
 
 template const Kernels<float>& kernels<float>();

@@ -71,7 +71,7 @@ pybind11::dict config() {
   d["isa_available"] = names(available_isas());
   d["isa_active"] = isa_name(active.isa);
   d["isa_reason"] = active.reason;
-  d["bfloat16_products"] = bfloat16_kernels() != nullptr;
+  d["bfloat16_products"] = fast_bfloat16_kernels() != nullptr;
 #ifdef _OPENMP
   d["openmp"] = true;
 #else
@@ -176,8 +176,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &fused_rnn::set_isa, pybind11::arg("name"),
         "Run the kernels of this instruction set; None goes back to the environment or detection.");
   m.def(
-      "multiplies_bfloat16", [] { return fused_rnn::bfloat16_kernels() != nullptr; },
-      "Whether the active set has kernels for bfloat16; others compute it as float32.");
+      "multiplies_bfloat16", [] { return fused_rnn::fast_bfloat16_kernels() != nullptr; },
+      "Whether bfloat16 is multiplied as it is; elsewhere it is computed as float32.");
   m.def("fma_rate", &fused_rnn::fma_rate, pybind11::arg("dtype"), pybind11::arg("seconds"),
         "GF/s of fused multiply-adds in registers, one thread: the peak of the active set.");
   m.def("activation_rate", &fused_rnn::activation_rate, pybind11::arg("dtype"),

@@ -35,7 +35,7 @@ Problem::Problem(const at::Tensor& input, at::TensorList states, at::TensorList 
       traits(cell_traits(kind)),
       dtype(input.scalar_type()),
       compute(at::isReducedFloatingType(dtype) ? at::kFloat : dtype),
-      narrow(dtype == at::kBFloat16 ? bfloat16_kernels() : nullptr),
+      narrow(dtype == at::kBFloat16 ? fast_bfloat16_kernels() : nullptr),
       operand(narrow != nullptr ? dtype : compute),
       L(num_layers),
       D(bidirectional ? 2 : 1) {

@@ -15,8 +15,8 @@ namespace fused_rnn {
 // One call: a stack of L layers in D directions over a dense or packed sequence, or a single cell,
 // which is one layer and one step. Refers to the tensors it was made from; holds copies of those
 // that were not contiguous, or are not of the type that the kernels read. float16 is computed with
-// as float32 and rounded once in the end, and so is bfloat16 where the machine has no instructions
-// for its products; where it has, only biases and cell states are converted.
+// as float32 and rounded once in the end, and so is bfloat16 where the machine has no fast
+// instructions for its products; where it has, only biases and cell states are converted.
 class Problem {
  public:
   // A sequence: input [T, B, I], or [N, I] with batch_sizes [T].
