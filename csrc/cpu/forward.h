@@ -496,6 +496,11 @@ struct DotProducts {
   using Op = Operand<E>;
   using V = Vec<sum_t<E>>;
   static constexpr int kAbreast = V::kLanes / R;
+  // The rows of weights that are read together, and how many vectors of each on end. With AVX-512
+  // single rows come faster from L2 that way (LSTMCell H = 128 7.3 us and 6.0, H = 512 98 and 83);
+  // rows that share a load do not, and with AVX2 H = 512 takes 94 us and 102.
+  static constexpr int kTogether = kAbreast < 8 ? kAbreast : 8;
+  static constexpr int kRun = R == 1 && sizeof(V) == 64 ? 4 : 1;
 
   V sum[V::kLanes];
 
@@ -506,24 +511,43 @@ struct DotProducts {
 
   // sum[r][j] += w[j] x[r] for the first n rows of w; K long.
   FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
-    const E* rows[kAbreast];
 #pragma GCC unroll 16
-    for (int j = 0; j < kAbreast; ++j) rows[j] = w + (j < n ? j : 0) * K;
-    const auto add_at = [&](int64_t k, int count) __attribute__((always_inline)) {
-      typename Op::V value[R];
+    for (int first = 0; first < kAbreast; first += kTogether) {
+      const E* rows[kTogether];
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) value[r] = Op::load(x[r] + k, count);
+      for (int j = 0; j < kTogether; ++j) rows[j] = w + (first + j < n ? first + j : 0) * K;
+      int64_t k = 0;
+      for (; k + kRun * Op::kElements <= K; k += kRun * Op::kElements)
+        add_at<kRun>(first, rows, x, k, Op::kElements);
+      for (; k + Op::kElements <= K; k += Op::kElements)
+        add_at<1>(first, rows, x, k, Op::kElements);
+      if (k < K) add_at<1>(first, rows, x, k, static_cast<int>(K - k));
+    }
+  }
+
+  // The next kVectors vectors of kTogether rows of w, each of so many elements.
+  template <int kVectors>
+  FUSED_RNN_INLINE void add_at(int first, const E* const* rows, const E* const* x, int64_t k,
+                               int count) {
+    typename Op::V value[R][kVectors];
 #pragma GCC unroll 16
-      for (int j = 0; j < kAbreast; ++j) {
-        const typename Op::V weights = Op::load(rows[j] + k, count);
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-          sum[r * kAbreast + j] = multiply_add(value[r], weights, sum[r * kAbreast + j]);
+      for (int v = 0; v < kVectors; ++v)
+        value[r][v] = Op::load(x[r] + k + v * Op::kElements, count);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < kTogether; ++j) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const typename Op::V weights = Op::load(rows[j] + k + v * Op::kElements, count);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          V& to = sum[r * kAbreast + first + j];
+          to = multiply_add(value[r][v], weights, to);
+        }
       }
-    };
-    int64_t k = 0;
-    for (; k + Op::kElements <= K; k += Op::kElements) add_at(k, Op::kElements);
-    if (k < K) add_at(k, static_cast<int>(K - k));
+    }
   }
 
   // w[j] . x[r] in lane r * kAbreast + j.
@@ -542,8 +566,14 @@ struct InPlace {
   static constexpr int kRows = kLanes < 4 ? kLanes : 4;  // that share a load
   static constexpr int kMost = kRowsInPlaceWide;
   // Rows that are worth the transpositions: two vectors of them (AVX2, H = 512: B = 16 LSTM 1.20 ms
-  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62).
-  static constexpr int kFewestLanes = 2 * kLanes;
+  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one of AVX-512 (H =
+  // 512, B = 16 LSTM 0.38 and 0.36, GRU 0.29 and 0.27, H = 1024 2.44 and 1.90),
+  static constexpr int kFewestLanes = kLanes == 16 ? 16 : 2 * kLanes;
+  // where they fill the vectors by four fifths (AVX-512, LSTM H = 512: B = 20 0.46 and 0.60, B = 24
+  // 0.56 and 0.59, B = 28 0.65 and 0.60).
+  static bool fill_lanes(int64_t rows) {
+    return rows >= kFewestLanes && 5 * rows >= 4 * kLanes * blocks_of<T>(rows);
+  }
   using ByLanes = ProductsAsLanes<E, kMost>;
   static constexpr int64_t kStride = Cell::kSums * kLanes;
 
@@ -567,7 +597,7 @@ struct InPlace {
       x[i] = step.rows[i].x;
       h[i] = step.rows[i].h_prev;
     }
-    const bool lanes = rows >= kFewestLanes;
+    const bool lanes = fill_lanes(rows);
     if (lanes) {
       ByLanes::pack(x, rows, I, step.plan.x_lanes);
       ByLanes::pack(h, rows, O, step.plan.h_lanes);
@@ -653,20 +683,27 @@ struct InPlace {
       DotProducts<R, E> products;
       products.add(w.w_ih + row * I, n - first, x, I);
       if (x_sums != h_sums) {
-        add(products.total(), x_sums + first, kAbreast);
+        add<R>(products.total(), x_sums + first);
         products = {};
       }
       products.add(w.w_hh + row * O, n - first, h, O);
-      add(products.total(), h_sums + first, kAbreast);
+      add<R>(products.total(), h_sums + first);
     }
   }
 
   // sums[r][j] += the lane of row r and unit j
-  static FUSED_RNN_INLINE void add(V products, T* sums, int abreast) {
-    T lanes[kLanes];
+  template <int R>
+  static FUSED_RNN_INLINE void add(V products, T* sums) {
+    constexpr int kAbreast = DotProducts<R, E>::kAbreast;
+    using Units
+        [[gnu::vector_size(kAbreast * sizeof(T)), gnu::aligned(sizeof(T)), gnu::may_alias]] = T;
+    alignas(64) T lanes[kLanes];
     products.store(lanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) sums[i / abreast * kStride + i % abreast] += lanes[i];
+    for (int r = 0; r < R; ++r) {
+      Units* const at = reinterpret_cast<Units*>(sums + r * kStride);
+      *at += *reinterpret_cast<const Units*>(lanes + r * kAbreast);
+    }
   }
 };
 

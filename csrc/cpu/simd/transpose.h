@@ -33,19 +33,49 @@ FUSED_RNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   if constexpr (kRound * 2 < kLanes) transpose_square<T, kRound * 2>(rows);
 }
 
-// The sum of all lanes of rows[i] in lane i. Each round interleaves the rows of one half with those
-// of the other and adds: half as many rows, each of them twice as many sums of half as many lanes.
+// Every other chunk of kChunk lanes, the first or the second of each two, of a and then of b,
+// within each kGroup lanes.
+template <bool kSecond, int kChunk, int kGroup, typename T, int... I>
+FUSED_RNN_INLINE Vec<T> every_other(Vec<T> a, Vec<T> b, Lanes<I...>) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  constexpr int kHalf = kGroup / 2;  // from a
+  const auto source = [](int lane) {
+    const int from = lane % kHalf;
+    return lane / kGroup * kGroup + (2 * (from / kChunk) + kSecond) * kChunk + from % kChunk +
+           lane % kGroup / kHalf * kLanes;
+  };
+#if defined(__clang__)
+  return {__builtin_shufflevector(a.v, b.v, source(I)...)};
+#else
+  using Integer = typename Vec<T>::Integer;
+  return {__builtin_shuffle(a.v, b.v, Integer{source(I)...})};
+#endif
+}
+
+// Sums of two neighbouring chunks, of each two of so many rows.
+template <int kChunk, int kGroup, typename T>
+FUSED_RNN_INLINE void add_neighbours(Vec<T>* rows, int count) {
+  using All = LaneSequence<Vec<T>::kLanes>;
+#pragma GCC unroll 8
+  for (int i = 0; i < count / 2; ++i) {
+    const Vec<T> a = rows[2 * i], b = rows[2 * i + 1];
+    rows[i] = every_other<false, kChunk, kGroup>(a, b, All{}) +
+              every_other<true, kChunk, kGroup>(a, b, All{});
+  }
+}
+
+// The sum of all lanes of rows[i] in lane i. Each round adds neighbouring lanes and leaves half as
+// many rows: first the lanes within 16 bytes, which shuffles take little time to cross, then those
+// 16 bytes.
 template <typename T>
 FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&rows)[Vec<T>::kLanes]) {
   constexpr int kLanes = Vec<T>::kLanes;
+  constexpr int kNear = 16 / sizeof(T) < kLanes ? 16 / sizeof(T) : kLanes;
+  int count = kLanes;
 #pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) {
-      rows[i] = interleave<false>(rows[i], rows[i + half], LaneSequence<kLanes>{}) +
-                interleave<true>(rows[i], rows[i + half], LaneSequence<kLanes>{});
-    }
-  }
+  for (int near = kNear; near > 1; near /= 2, count /= 2) add_neighbours<1, kNear>(rows, count);
+#pragma GCC unroll 4
+  for (; count > 1; count /= 2) add_neighbours<kNear, kLanes>(rows, count);
   return rows[0];
 }
 
