@@ -73,12 +73,15 @@ def torch_is_ahead(
     LSTMCell H = 128, 1.3 to 1.9, H = 512, 0.1 to 0.5; in bfloat16 LSTM H = 64, B = 16 is at 1.0 to
     1.1, H = 128, B = 32 at 0.7, GRU H = 128, B = 32 at 1.9 to 2.4, H = 256, B = 64 at 0.9 to 1.0.
 
-    With a matrix unit the limits for LSTMs hold in training, half of them without; and torch makes
-    less of many threads than the kernels do, so that they grow with those. On 16 cores of a
-    Sapphire Rapids, in inference, float32 against torch's bfloat16, what conversion takes left out:
-    LSTM H = 64, B = 16 is at 1.0, H = 256, B = 4 at 0.8, H = 128, B = 32 at 0.45 on one thread and
-    1.8 on 16, H = 256, B = 64 at 0.25 and 0.7; GRU H = 128, B = 32 at 2.0, H = 256, B = 64 at 0.8
-    and 4.2, H = 512, B = 32 at 0.6.
+    With a matrix unit the limit for LSTMs is half of that where no gradients are recorded, and
+    there is none for training few rows; and torch makes less of many threads than the kernels do,
+    so that limits grow with those. On 16 cores of a Sapphire Rapids, in inference, float32 against
+    torch's bfloat16, what conversion takes left out, on one thread and 16: LSTM H = 64, B = 16 is
+    at 1.0 on one, H = 256, B = 4 at 0.8, H = 512, B = 1 at 0.6, H = 128, B = 32 at 0.45 and 1.8, H
+    = 256, B = 64 at 0.25 and 0.7; GRU H = 128, B = 32 at 2.0, H = 256, B = 64 at 0.8 and 4.2, H =
+    512, B = 32 at 0.6 on one. Training was measured with dot products only, mostly slower than
+    float32: on one thread LSTM H = 64, B = 16 is at 0.6, H = 128, B = 32 at 0.3, H = 256, B = 4 at
+    1.0, H = 512, B = 1 at 2.6, B = 4 at 1.4; GRU H = 128, B = 32 at 1.3.
 
     Args:
         dtype: float16 or bfloat16.
@@ -99,6 +102,8 @@ def torch_is_ahead(
         limit *= torch.get_num_threads()
         if onednn and not torch.is_grad_enabled():
             limit //= 2
+        elif onednn and batch <= 4:
+            return False
     return products and weights * batch > limit
 
 

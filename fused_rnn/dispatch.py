@@ -257,11 +257,14 @@ def _foreign_mode() -> bool:
     return any(type(mode) is not DeviceContext for mode in stack)
 
 
-def is_exporting() -> bool:
-    """torch.compiler.is_exporting(), which Dynamo takes for true in every compilation up to
-    torch 2.12, where it does read the flag behind it."""
-    flag = getattr(torch.compiler, "_is_exporting_flag", None)
-    return torch.compiler.is_exporting() if flag is None else bool(flag)
+def _read_exporting() -> bool:
+    return bool(torch.compiler._is_exporting_flag)
+
+
+# Before torch 2.13 Dynamo takes torch's function for true in every compilation, but it does read
+# the flag. (From then on reading that would be a guard, and an export elsewhere compile again.)
+is_exporting = torch.compiler.is_exporting if torch.__version__ >= "2.13" else _read_exporting
+"""torch.compiler.is_exporting, as Dynamo understands it."""
 
 
 def is_traced() -> bool:

@@ -136,7 +136,9 @@ def test_packed_input_that_does_not_fit(name: str) -> None:
             layer(packed)
     with pytest.raises(RuntimeError, match="input must have 2 dimensions, got 3"):
         layer(PackedSequence(X, torch.tensor([3, 2])))
-    with pytest.raises(ValueError, match=r"^RNN input dtype|^input must have the type"):
+    with pytest.raises(
+        ValueError, match=r"^RNN input dtype \(torch.float64\)|got type torch.float64$"
+    ):
         layer(pack_sequence([X[:, 0].double()]))
 
 
@@ -178,6 +180,7 @@ def test_constructor(name: str, arguments: Any, more: Any) -> None:
         else:
             found.append(None)
     assert found[0] == found[1]
+    assert found[0] is not None or torch.__version__ < "2.11"
 
 
 @pytest.mark.parametrize("name", LAYERS)

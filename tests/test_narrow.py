@@ -339,7 +339,8 @@ def test_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_products_of_a_matrix_unit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limits are larger with more threads, and smaller for LSTMs that are not trained."""
+    """The limits are larger with more threads, and smaller for LSTMs that are not trained; of those
+    that are, few rows stay here."""
     monkeypatch.setattr(_narrow, "_MULTIPLIES_BFLOAT16", True)
     monkeypatch.setattr(_narrow, "_HAS_TILES", True)
     weights = 4 * 128 * 256
@@ -350,6 +351,10 @@ def test_products_of_a_matrix_unit(count: int, monkeypatch: pytest.MonkeyPatch) 
                 sizes = (weights, 3200, batch, True, onednn)
                 ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.float32, *sizes)
                 assert ahead == (batch * weights > limit)
+            for batch in (1, 4, 5):
+                sizes = (limit, 3200, batch, True, onednn)
+                ahead = _narrow.torch_is_ahead(torch.bfloat16, torch.float32, *sizes)
+                assert ahead == (batch > 1 and not (onednn and trained and batch <= 4))
 
 
 @pytest.mark.skipif(

@@ -441,7 +441,7 @@ struct ForwardStep {
     const int64_t unit = block * V::kLanes;
     const int n = lanes_of<T>(block, H);
     CellState<T> prev{V::zero(), V::zero()};
-    if constexpr (plan.kKeepsState) {
+    if constexpr (Plan::kKeepsState) {
       prev.h = V::load(at.state + unit, n);
     } else if constexpr (Cell::kReadsPrevious) {
       prev.h = Operand<E>::widened(at.h_prev + unit, n);
@@ -450,7 +450,7 @@ struct ForwardStep {
     V saved[4];
     const CellState<T> next = Cell::update(sum, prev, saved);
     Operand<E>::narrow(next.h, at.h + unit, n);
-    if constexpr (plan.kKeepsState) next.h.store(at.state + unit, n);
+    if constexpr (Plan::kKeepsState) next.h.store(at.state + unit, n);
     if constexpr (Cell::kHasState) next.c.store(at.c + unit, n);
     if constexpr (Cell::kSaved > 0) {
       if (at.gates != nullptr) {
@@ -499,7 +499,7 @@ struct DotProducts {
   // The rows of weights that are read together, and how many vectors of each on end. With AVX-512
   // single rows come faster from L2 that way (LSTMCell H = 128 7.3 us and 6.0, H = 512 98 and 83);
   // rows that share a load do not, and with AVX2 H = 512 takes 94 us and 102.
-  static constexpr int kTogether = kAbreast < 8 ? kAbreast : 8;
+  static constexpr int kRead = kAbreast < 8 ? kAbreast : 8;
   static constexpr int kRun = R == 1 && sizeof(V) == 64 ? 4 : 1;
 
   V sum[V::kLanes];
@@ -512,10 +512,10 @@ struct DotProducts {
   // sum[r][j] += w[j] x[r] for the first n rows of w; K long.
   FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
 #pragma GCC unroll 16
-    for (int first = 0; first < kAbreast; first += kTogether) {
-      const E* rows[kTogether];
+    for (int first = 0; first < kAbreast; first += kRead) {
+      const E* rows[kRead];
 #pragma GCC unroll 16
-      for (int j = 0; j < kTogether; ++j) rows[j] = w + (first + j < n ? first + j : 0) * K;
+      for (int j = 0; j < kRead; ++j) rows[j] = w + (first + j < n ? first + j : 0) * K;
       int64_t k = 0;
       for (; k + kRun * Op::kElements <= K; k += kRun * Op::kElements)
         add_at<kRun>(first, rows, x, k, Op::kElements);
@@ -525,7 +525,7 @@ struct DotProducts {
     }
   }
 
-  // The next kVectors vectors of kTogether rows of w, each of so many elements.
+  // The next kVectors vectors of kRead rows of w, each of so many elements.
   template <int kVectors>
   FUSED_RNN_INLINE void add_at(int first, const E* const* rows, const E* const* x, int64_t k,
                                int count) {
@@ -537,7 +537,7 @@ struct DotProducts {
         value[r][v] = Op::load(x[r] + k + v * Op::kElements, count);
     }
 #pragma GCC unroll 16
-    for (int j = 0; j < kTogether; ++j) {
+    for (int j = 0; j < kRead; ++j) {
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
         const typename Op::V weights = Op::load(rows[j] + k + v * Op::kElements, count);
@@ -556,7 +556,7 @@ struct DotProducts {
 
 // A step of up to kRowsInPlaceWide rows with the weights in torch's layout, block of units by
 // block. Rows pass by each gate's weights of a block while those are in cache, several at a time
-// for each load of a weight; as many as fill two vectors become the lanes of products.
+// for each load of a weight; as many as fill vectors become the lanes of products.
 template <typename Cell, typename E>
 struct InPlace {
   using T = sum_t<E>;
@@ -566,13 +566,13 @@ struct InPlace {
   static constexpr int kRows = kLanes < 4 ? kLanes : 4;  // that share a load
   static constexpr int kMost = kRowsInPlaceWide;
   // Rows that are worth the transpositions: two vectors of them (AVX2, H = 512: B = 16 LSTM 1.20 ms
-  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one of AVX-512 (H =
-  // 512, B = 16 LSTM 0.38 and 0.36, GRU 0.29 and 0.27, H = 1024 2.44 and 1.90),
+  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one of 16 lanes (H =
+  // 512, B = 16 LSTM 0.38 and 0.35, GRU 0.29 and 0.27, H = 1024 2.44 and 1.90),
   static constexpr int kFewestLanes = kLanes == 16 ? 16 : 2 * kLanes;
-  // where they fill the vectors by four fifths (AVX-512, LSTM H = 512: B = 20 0.46 and 0.60, B = 24
-  // 0.56 and 0.59, B = 28 0.65 and 0.60).
+  // where they fill wide vectors by four fifths (AVX-512, LSTM H = 512: B = 20 0.46 and 0.60, B =
+  // 24 0.56 and 0.59, B = 28 0.65 and 0.60).
   static bool fill_lanes(int64_t rows) {
-    return rows >= kFewestLanes && 5 * rows >= 4 * kLanes * blocks_of<T>(rows);
+    return rows >= kFewestLanes && (kLanes < 8 || 5 * rows >= 4 * kLanes * blocks_of<T>(rows));
   }
   using ByLanes = ProductsAsLanes<E, kMost>;
   static constexpr int64_t kStride = Cell::kSums * kLanes;
@@ -875,7 +875,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
       at.h_prev = goes_on              ? args.out + (previous_offset + row) * args.out_stride
                   : args.h0 != nullptr ? args.h0 + row * O
                                        : plan.none;
-      if constexpr (plan.kKeepsState) {
+      if constexpr (ForwardPlan<Cell, E>::kKeepsState) {
         at.state = plan.states + row * H;
         for (Range u = own_units; !goes_on && u.begin < u.end; u.begin += Vec<T>::kLanes) {
           const int n = lanes_of<T>(0, u.size());

@@ -60,7 +60,7 @@ class Workspace {
 
  private:
   std::byte* block_;
-  size_t bytes_;
+  [[maybe_unused]] size_t bytes_;  // for the address sanitizer
   bool owned_;
 };
 

@@ -74,8 +74,10 @@ FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&rows)[Vec<T>::kLanes]) {
   int count = kLanes;
 #pragma GCC unroll 4
   for (int near = kNear; near > 1; near /= 2, count /= 2) add_neighbours<1, kNear>(rows, count);
+  if constexpr (kNear < kLanes) {
 #pragma GCC unroll 4
-  for (; count > 1; count /= 2) add_neighbours<kNear, kLanes>(rows, count);
+    for (; count > 1; count /= 2) add_neighbours<kNear, kLanes>(rows, count);
+  }
   return rows[0];
 }
 
