@@ -52,32 +52,30 @@ FUSED_RNN_INLINE Vec<T> every_other(Vec<T> a, Vec<T> b, Lanes<I...>) {
 #endif
 }
 
-// Sums of two neighbouring chunks, of each two of so many rows.
-template <int kChunk, int kGroup, typename T>
-FUSED_RNN_INLINE void add_neighbours(Vec<T>* rows, int count) {
-  using All = LaneSequence<Vec<T>::kLanes>;
+// Halves kRows rows until one is left: sums of neighbouring lanes of each two, first of those
+// within 16 bytes, which shuffles take little time to cross, then of those 16 bytes.
+template <int kRows, typename T>
+FUSED_RNN_INLINE void add_neighbours(Vec<T>* rows) {
+  if constexpr (kRows > 1) {
+    constexpr int kLanes = Vec<T>::kLanes;
+    constexpr int kNear = 16 / sizeof(T) < kLanes ? 16 / sizeof(T) : kLanes;
+    constexpr bool kWithin = kRows * kNear > kLanes;
+    constexpr int kChunk = kWithin ? 1 : kNear;
+    constexpr int kGroup = kWithin ? kNear : kLanes;
 #pragma GCC unroll 8
-  for (int i = 0; i < count / 2; ++i) {
-    const Vec<T> a = rows[2 * i], b = rows[2 * i + 1];
-    rows[i] = every_other<false, kChunk, kGroup>(a, b, All{}) +
-              every_other<true, kChunk, kGroup>(a, b, All{});
+    for (int i = 0; i < kRows / 2; ++i) {
+      const Vec<T> a = rows[2 * i], b = rows[2 * i + 1];
+      rows[i] = every_other<false, kChunk, kGroup>(a, b, LaneSequence<kLanes>{}) +
+                every_other<true, kChunk, kGroup>(a, b, LaneSequence<kLanes>{});
+    }
+    add_neighbours<kRows / 2>(rows);
   }
 }
 
-// The sum of all lanes of rows[i] in lane i. Each round adds neighbouring lanes and leaves half as
-// many rows: first the lanes within 16 bytes, which shuffles take little time to cross, then those
-// 16 bytes.
+// The sum of all lanes of rows[i] in lane i.
 template <typename T>
 FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&rows)[Vec<T>::kLanes]) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  constexpr int kNear = 16 / sizeof(T) < kLanes ? 16 / sizeof(T) : kLanes;
-  int count = kLanes;
-#pragma GCC unroll 4
-  for (int near = kNear; near > 1; near /= 2, count /= 2) add_neighbours<1, kNear>(rows, count);
-  if constexpr (kNear < kLanes) {
-#pragma GCC unroll 4
-    for (; count > 1; count /= 2) add_neighbours<kNear, kLanes>(rows, count);
-  }
+  add_neighbours<Vec<T>::kLanes>(&rows[0]);
   return rows[0];
 }
 
