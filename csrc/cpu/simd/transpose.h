@@ -1,20 +1,25 @@
-// Transposition of a strip of rows: how weights in torch's layout become panels.
+// Shuffles: the transposition of a strip of rows, which is how weights in torch's layout become
+// panels, and sums of lanes.
 
+// In each lane the one of a and b, b's lanes counted on from a's, that Source gives for it.
+template <typename Source, typename T, int... I>
+FUSED_RNN_INLINE Vec<T> pick(Vec<T> a, Vec<T> b, Source, Lanes<I...>) {
 #if defined(__clang__)
-#define FUSED_RNN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#endif
-
-// {a0, b0, a1, b1, ...} of the lower (kHigh = false) or upper halves of a and b.
-template <bool kHigh, typename T, int... I>
-FUSED_RNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, Lanes<I...>) {
-  constexpr int kBase = kHigh ? static_cast<int>(sizeof...(I)) / 2 : 0;
-  constexpr int kLanes = static_cast<int>(sizeof...(I));
-#if defined(__clang__)
-  return {FUSED_RNN_SHUFFLE(a.v, b.v, (kBase + I / 2 + (I % 2) * kLanes)...)};
+  return {__builtin_shufflevector(a.v, b.v, Source{}(I)...)};
 #else
   using Integer = typename Vec<T>::Integer;
-  return {__builtin_shuffle(a.v, b.v, Integer{(kBase + I / 2 + (I % 2) * kLanes)...})};
+  return {__builtin_shuffle(a.v, b.v, Integer{Source{}(I)...})};
 #endif
+}
+
+// {a0, b0, a1, b1, ...} of the lower (kHigh = false) or upper halves of a and b.
+template <bool kHigh, typename T>
+FUSED_RNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const auto source = [](int lane) {
+    return (kHigh ? kLanes / 2 : 0) + lane / 2 + lane % 2 * kLanes;
+  };
+  return pick(a, b, source, LaneSequence<kLanes>{});
 }
 
 // A square of kLanes x kLanes in registers: log2(kLanes) rounds of interleaving row i with row
@@ -25,8 +30,8 @@ FUSED_RNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
   Vec<T> next[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes / 2; ++i) {
-    next[2 * i] = interleave<false>(rows[i], rows[i + kLanes / 2], LaneSequence<kLanes>{});
-    next[2 * i + 1] = interleave<true>(rows[i], rows[i + kLanes / 2], LaneSequence<kLanes>{});
+    next[2 * i] = interleave<false>(rows[i], rows[i + kLanes / 2]);
+    next[2 * i + 1] = interleave<true>(rows[i], rows[i + kLanes / 2]);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
@@ -35,8 +40,8 @@ FUSED_RNN_INLINE void transpose_square(Vec<T> (&rows)[Vec<T>::kLanes]) {
 
 // Every other chunk of kChunk lanes, the first or the second of each two, of a and then of b,
 // within each kGroup lanes.
-template <bool kSecond, int kChunk, int kGroup, typename T, int... I>
-FUSED_RNN_INLINE Vec<T> every_other(Vec<T> a, Vec<T> b, Lanes<I...>) {
+template <bool kSecond, int kChunk, int kGroup, typename T>
+FUSED_RNN_INLINE Vec<T> every_other(Vec<T> a, Vec<T> b) {
   constexpr int kLanes = Vec<T>::kLanes;
   constexpr int kHalf = kGroup / 2;  // from a
   const auto source = [](int lane) {
@@ -44,12 +49,7 @@ FUSED_RNN_INLINE Vec<T> every_other(Vec<T> a, Vec<T> b, Lanes<I...>) {
     return lane / kGroup * kGroup + (2 * (from / kChunk) + kSecond) * kChunk + from % kChunk +
            lane % kGroup / kHalf * kLanes;
   };
-#if defined(__clang__)
-  return {__builtin_shufflevector(a.v, b.v, source(I)...)};
-#else
-  using Integer = typename Vec<T>::Integer;
-  return {__builtin_shuffle(a.v, b.v, Integer{source(I)...})};
-#endif
+  return pick(a, b, source, LaneSequence<kLanes>{});
 }
 
 // Halves kRows rows until one is left: sums of neighbouring lanes of each two, first of those
@@ -65,8 +65,7 @@ FUSED_RNN_INLINE void add_neighbours(Vec<T>* rows) {
 #pragma GCC unroll 8
     for (int i = 0; i < kRows / 2; ++i) {
       const Vec<T> a = rows[2 * i], b = rows[2 * i + 1];
-      rows[i] = every_other<false, kChunk, kGroup>(a, b, LaneSequence<kLanes>{}) +
-                every_other<true, kChunk, kGroup>(a, b, LaneSequence<kLanes>{});
+      rows[i] = every_other<false, kChunk, kGroup>(a, b) + every_other<true, kChunk, kGroup>(a, b);
     }
     add_neighbours<kRows / 2>(rows);
   }
@@ -109,5 +108,3 @@ void transpose_strip(const E* const* rows, int n, int64_t K, E* to, int64_t stri
     }
   }
 }
-
-#undef FUSED_RNN_SHUFFLE
