@@ -4,10 +4,10 @@ A call takes at least
 
     overhead + max(products + activations, reading, chain)
 
-    products     the row's multiply-adds at the peak of all threads
+    products     the row's multiply-adds at the peak of all threads, without those of zeros
     activations  its sigmoids and tanhs at the rate of SIMD ones in L1
-    reading      every step needs all of w_hh, since it needs the whole h before it; a call of one
-                 step needs w_ih as well. Each thread reads its part from where a part of that size
+    reading      every step but one from zeros needs all of w_hh, since it needs the whole h before
+                 it; a call of one step needs w_ih as well. Each thread reads its part from where a part of that size
                  stays: L1, L2, L3 or memory
     chain        steps follow each other, in a stack of layers as well: each takes what a layer of
                  one unit takes
@@ -48,7 +48,7 @@ def limit_seconds(row: Row, threads: int) -> float:
     directions = 2 if shape.bidirectional else 1
     compute_dtype = "float64" if shape.dtype == "float64" else "float32"
 
-    products = row.flops / (peak(shape.dtype) * 1e9)
+    products = (row.flops - row.flops_of_zeros) / (peak(shape.dtype) * 1e9)
     per_unit = ACTIVATIONS[row.cell] + (ACTIVATIONS_BACKWARD[row.cell] if training else 0)
     units = sum(shape.lengths) * shape.hidden * shape.layers * directions
     activations = units * per_unit / _activation_rate(compute_dtype)
@@ -62,7 +62,7 @@ def limit_seconds(row: Row, threads: int) -> float:
             width += shape.inputs if layer == 0 else directions * recurrent
         step = size * shape.hidden * (GATES[row.cell] * width + shape.proj)
         once = step * directions / threads / _read_rate(step // threads)
-        reading += passes * shape.steps * once
+        reading += passes * (shape.steps if one_step else shape.steps - 1) * once
 
     chain = 0.0
     if not one_step:  # Of one step, the chain is in the overhead.

@@ -84,6 +84,7 @@ class Row:
         Forward 2 N (in + R) G H for each layer and direction, plus 2 N H P for a projection, where
         N is the number of time steps of all sequences together and R is what recurs (P or H).
         Backward is counted as twice the forward: gradients of the inputs and of the weights.
+        Products with states of zeros count like any other; `flops_of_zeros` are those.
         """
         shape = self.shape
         recurrent = shape.proj or shape.hidden
@@ -94,6 +95,17 @@ class Row:
             gates = 2 * (inputs + recurrent) * GATES[self.cell] * shape.hidden
             total += directions * (gates + 2 * shape.hidden * shape.proj)
         return total * sum(shape.lengths) * (3 if self.category.training else 1)
+
+    @property
+    def flops_of_zeros(self) -> int:
+        """Those of the first step of a layer that is called without states: its recurrent product
+        is zero, which adds nothing to the gradient of w_hh, and no state wants a gradient."""
+        shape = self.shape
+        if self.category.kind != "layer":
+            return 0
+        recurrent = 2 * (shape.proj or shape.hidden) * GATES[self.cell] * shape.hidden
+        layers = shape.layers * (2 if shape.bidirectional else 1)
+        return recurrent * layers * shape.batch * (3 if self.category.training else 1)
 
     def __str__(self) -> str:
         return f"{self.cell.upper()} {self.shape}"

@@ -62,6 +62,10 @@ POISONED_CASES = [
         {"L": 2, "bidirectional": True, "hx": False},
         {"lengths": (2, 4, 1), "bidirectional": True},
         {"B": 9, "H": 33},
+        # Enough rows that packing looks for such values, to leave out the product with zeros.
+        {"B": 21, "H": 33, "hx": False},
+        {"T": 1, "B": 23, "H": 33, "hx": False},
+        {"B": 21, "H": 33, "hx": False, "bidirectional": True, "lengths": (*[4] * 19, 2, 1)},
         *([{"P": 3}] * (kind == "LSTM")),
     )
 ]
@@ -152,6 +156,28 @@ def test_nan_and_inf_of_a_cell(kind: str, dtype: torch.dtype) -> None:
                 same_kind_of_number(
                     f"{poison} in {place}: {index}", one, other, poisoned_tolerance(poison, dtype)
                 )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_and_inf_in_the_gradient_of_a_step(kind: str, dtype: torch.dtype, bias: bool) -> None:
+    """Of each step in turn, one of which follows zeros."""
+    case = Case(kind, 4, 3, 5, 9, bias=bias, bidirectional=True, hx=False)
+    ours, theirs = case.module(fused_rnn, dtype), case.module(nn, dtype)
+    theirs.load_state_dict(ours.state_dict())
+    x, _ = case.tensors(dtype)
+    for step in range(case.T):
+        for poison in (float("nan"), float("inf"), -float("inf")):
+            found = []
+            for module in (ours, theirs):
+                output, _ = module(x)
+                weight = torch.ones_like(output)
+                weight[step, 1, ::2] = poison
+                found.append(torch.autograd.grad(output, module.parameters(), weight))
+            for index, (one, other) in enumerate(zip(*found, strict=True)):
+                where = f"{poison} in step {step}: {index}"
+                same_kind_of_number(where, one, other, TOLERANCE[dtype])
 
 
 def test_nan_gradients_stay_in_their_rows() -> None:

@@ -476,10 +476,32 @@ void sum_columns(const E* rows, int64_t stride, int64_t K, int64_t count, sum_t<
   }
 }
 
+template <typename T>
+bool are_finite(const T* values, int64_t count) {
+  T sum{};
+  for (int64_t i = 0; i < count; ++i) sum += 0 * values[i];
+  return sum == 0;
+}
+
 // Scratch that weight_products needs for so many rows.
 template <typename Cell, typename E>
 int64_t scratch_of_weights(const SequenceShape& shape, int64_t rows) {
   return scratch_of_product<E>(Cell::kSums * shape.H, rows, shape.I > shape.H ? shape.I : shape.H);
+}
+
+// The rows of a chunk whose h_prev may be other than zeros: not those of the first step of a dense
+// sequence without an h0. In whole groups.
+template <typename Cell, typename E>
+Range rows_with_previous(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk) {
+  constexpr int64_t kGroup = Operand<E>::kGroup;
+  const SequenceShape& shape = plan.args.shape;
+  const Range all{0, chunk.size};
+  if (plan.args.h0 != nullptr || shape.batch_sizes != nullptr) return all;
+  if (shape.reverse) {
+    const int64_t last = plan.N - shape.B - chunk.lowest;
+    return last < chunk.size ? Range{0, depth_of<E>(last)} : all;
+  }
+  return chunk.lowest == 0 ? Range{shape.B / kGroup * kGroup, chunk.size} : all;
 }
 
 // The gradients of the weights that this thread's columns of the deltas give.
@@ -490,21 +512,27 @@ void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& ch
   const BackwardArgs<E>& args = plan.args;
   const int64_t H = args.shape.H;
   const int64_t P = args.shape.P;
-  const int64_t K = chunk.size;
   const auto share_of_columns = [&](int64_t columns) {
     return columns_of<T>(share(blocks_of<T>(columns), team, id), columns);
   };
   // Columns `from` of a left-hand operand give rows of grad [.., N] from row `to` on.
-  const auto product = [&](const E* left, int64_t stride, Range from, const OperandRows<E>& right,
-                           int64_t N, T* grad, int64_t to) {
+  const auto product = [&](const E* left, int64_t stride, Range from, Range rows,
+                           const OperandRows<E>& right, int64_t N, T* grad, int64_t to) {
     if (grad == nullptr) return;
     multiply_rows(
-        Product<E, Left::columns>{
-            left + from.begin * Operand<E>::kGroup, stride, {}, K, grad + to * N, N, N, add},
+        Product<E, Left::columns>{left + rows.begin * stride + from.begin * Operand<E>::kGroup,
+                                  stride,
+                                  {},
+                                  rows.size(),
+                                  grad + to * N,
+                                  N,
+                                  N,
+                                  add},
         right, from.size(), plan.part);
   };
   const OperandRows<E> x{args.x + chunk.lowest * args.x_stride, args.x_stride};
-  const OperandRows<E> h_prev{nullptr, 0, plan.h_prev};
+  const Range all{0, chunk.size};
+  const Range with_previous = rows_with_previous(plan, chunk);
 
   const Range mine = share_of_columns(Cell::kSums * H);
   int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
@@ -515,18 +543,25 @@ void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& ch
     if (part.size() > 0) {
       const int64_t x_row = x_gates * H + part.begin - set.begin * H;
       const int64_t h_row = h_gates * H + part.begin - set.begin * H;
-      const auto gradient = [&](const OperandRows<E>& right, int64_t N, T* grad, int64_t to) {
-        product(plan.delta_columns, plan.delta_stride(), part, right, N, grad, to);
-      };
-      if (set.x) gradient(x, args.shape.I, args.grad_w_ih, x_row);
-      if (set.h) gradient(h_prev, args.shape.hidden(), args.grad_w_hh, h_row);
       T* const b_ih = set.x && args.grad_b_ih != nullptr ? args.grad_b_ih + x_row : nullptr;
       T* const b_hh = set.h && args.grad_b_hh != nullptr ? args.grad_b_hh + h_row : nullptr;
       T* const sums = b_ih != nullptr ? b_ih : b_hh;
       if (sums != nullptr) {
-        sum_columns(plan.deltas + part.begin, plan.delta_stride(), K, part.size(), sums, add);
+        sum_columns(plan.deltas + part.begin, plan.delta_stride(), chunk.size, part.size(), sums,
+                    add);
         if (b_ih != nullptr && b_hh != nullptr)
           __builtin_memcpy(b_hh, b_ih, static_cast<size_t>(part.size()) * sizeof(T));
+      }
+      const auto gradient = [&](Range rows, const OperandRows<E>& right, int64_t N, T* grad,
+                                int64_t to) {
+        product(plan.delta_columns, plan.delta_stride(), part, rows, right, N, grad, to);
+      };
+      if (set.x) gradient(all, x, args.shape.I, args.grad_w_ih, x_row);
+      if (set.h) {
+        // Zeros times deltas are zeros if those are finite; then so are their sums.
+        const Range rows = sums != nullptr && are_finite(sums, part.size()) ? with_previous : all;
+        gradient(rows, {nullptr, 0, plan.h_prev + rows.begin}, args.shape.hidden(), args.grad_w_hh,
+                 h_row);
       }
     }
     if (set.x) x_gates += set.end - set.begin;
@@ -535,8 +570,8 @@ void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& ch
   if (args.grad_w_hr != nullptr) {
     const Range projected = share_of_columns(P);
     if (projected.size() > 0) {
-      product(plan.dp_columns, plan.dp_stride(), projected, {plan.h_full, H}, H, args.grad_w_hr,
-              projected.begin);
+      product(plan.dp_columns, plan.dp_stride(), projected, all, {plan.h_full, H}, H,
+              args.grad_w_hr, projected.begin);
     }
   }
 }

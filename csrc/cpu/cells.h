@@ -141,6 +141,7 @@ struct Gru {
   }
 
   // dn = dh (1 - z) (1 - n^2)      dz = dh (h_prev - n) z (1 - z)
+  // with dh - dh z, which is not a number where dh is infinite, as in torch.
   // dr = dn (W_hn h + b_hn) r (1 - r)
   // The sum W_hn h + b_hn gets dn r; h_prev gets dh z directly, beside what comes through w_hh.
   template <typename T>
@@ -150,7 +151,7 @@ struct Gru {
     const Vec<T> r = was.saved[0];
     const Vec<T> z = was.saved[1];
     const Vec<T> n = was.saved[2];
-    const Vec<T> dn = grad.dh * (one - z) * (one - n * n);
+    const Vec<T> dn = (grad.dh - grad.dh * z) * (one - n * n);
     delta[0] = dn * was.saved[3] * r * (one - r);
     delta[1] = grad.dh * (was.h_prev - n) * z * (one - z);
     delta[2] = dn * r;

@@ -88,6 +88,12 @@ constexpr int kLanesAbreast = 4;
 // B = 1 46 ms and 42, B = 4 74 and 68; T = 25, B = 8 57 and 53).
 constexpr int64_t kReadingsInPlace = 4;
 
+// Without an h0 the first step needs no product with w_hh, if that is finite. Packing looks, where
+// such a product is more than the looking: rows times weights of more than this many bytes (LSTM, H
+// = 32: T = 60, B = 1 10.3 us and 10.4, T = 20, B = 4 11.5 both; T = 10, B = 51 50.2 and 48.8; H =
+// 512, T = 25, B = 4 2.35 ms and 2.30; H = 128, T = 1, B = 32 50 us and 34).
+constexpr int64_t kWorthALook = 64 << 10;
+
 // Products with the weights as they lie, and the other operand packed instead: the lanes are its
 // rows, kRows at most.
 //   products[unit][row] = sum over k of w[unit][k] * lanes[row block][k][row]
@@ -192,28 +198,26 @@ struct ForwardPlan {
 template <typename Cell, typename E, int R>
 struct SumsOfFewRows;
 
-// A step: rows x blocks of units.
+// A thread's part of a step: rows x blocks of units.
 template <typename Cell, typename E>
 struct ForwardStep {
   using T = sum_t<E>;
   using Plan = ForwardPlan<Cell, E>;
   using Packed = typename Plan::Packed;
 
+  // Of all steps:
   const Plan& plan;
   const ForwardRow<E>* rows;
-  int64_t count;  // of rows
   Range blocks;
-  bool back;              // the blocks come in falling order
   int64_t I;              // 0 where the input products are ahead
   int64_t lines_a_block;  // cache lines of the next step's x that a block of units calls for
+  // Of this one:
+  int64_t count = 0;        // of rows
+  bool back = false;        // the blocks come in falling order
+  bool from_zeros = false;  // h_prev is zeros, of which w_hh makes zeros
 
-  ForwardStep(const Plan& plan, const ForwardRow<E>* rows, int64_t count, Range blocks, bool back)
-      : plan(plan),
-        rows(rows),
-        count(count),
-        blocks(blocks),
-        back(back),
-        I(plan.ahead ? 0 : plan.args.shape.I) {
+  ForwardStep(const Plan& plan, Range blocks)
+      : plan(plan), rows(plan.rows), blocks(blocks), I(plan.ahead ? 0 : plan.args.shape.I) {
     const int64_t lines = (I * static_cast<int64_t>(sizeof(E)) + kCacheLine - 1) / kCacheLine;
     lines_a_block = blocks.size() > 0 ? (lines + blocks.size() - 1) / blocks.size() : 0;
   }
@@ -297,6 +301,7 @@ struct ForwardStep {
     multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
                                   plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
                                   Packed::panel(x_size()), Packed::part(x_size()));
+    if (from_zeros) return;
     multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
                                   plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
                                   Packed::panel(h_size()), Packed::part(h_size()));
@@ -317,7 +322,7 @@ struct ForwardStep {
       for (int g = 0; g < kGates; ++g) with_h[r][0][g] = begin(row + r, block, Cell::HMap::at(g));
     }
     multiply_in_pieces<InOrder<kGates>, kPiecesOfPanel>(
-        with_h, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
+        with_h, rows_of<R>(row, &ForwardRow<E>::h_prev), from_zeros ? 0 : h_size(),
         plan.packed.h + block * Packed::panel(h_size()), Packed::kStride, 0,
         [&](int piece) __attribute__((always_inline)) { call_for_panel<R>(row, block, piece); });
     V sum[R][1][Cell::kSums];
@@ -391,8 +396,10 @@ struct ForwardStep {
         sum[r][0][v] = begin(row + r, block, h_sum(v));
       }
     }
-    multiply<Gates>(sum, h, h_size(), panel<kPart>(plan.packed.h, h_size(), block), Packed::kStride,
-                    0);
+    if (!from_zeros) {
+      multiply<Gates>(sum, h, h_size(), panel<kPart>(plan.packed.h, h_size(), block),
+                      Packed::kStride, 0);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -829,6 +836,9 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
   const Range own_units = columns_of<T>(mine.units, H);
   const Range own_hidden = columns_of<T>(mine.hidden, O);
 
+  const bool zeros_stay = args.h0 == nullptr && plan.packed.zeros_stay(H);
+  ForwardStep<Cell, E> this_step(plan, mine.units);
+
   Steps steps(shape, false);
   Neighbours neighbours = plan.neighbours;
   // One step more than is read (layers.h).
@@ -893,11 +903,13 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     }
     ahead_row += rows;
 
-    ForwardStep<Cell, E> step_of_rows(plan, plan.rows, rows, mine.units, s % 2 != 0);
+    this_step.count = rows;
+    this_step.back = s % 2 != 0;
+    this_step.from_zeros = s == 0 && zeros_stay;
     if (plan.h_in_place) {
-      InPlace<Cell, E>{step_of_rows}.run();
+      InPlace<Cell, E>{this_step}.run();
     } else {
-      step_of_rows.run();
+      this_step.run();
     }
     if (shape.P > 0) {
       if (!mine.alone) member.wait();
@@ -997,6 +1009,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
       plan.x_by_block ? InputProducts<Cell, E>::kBlocks * PackedWeights<Cell, E>::panel(I) : 0;
   plan.packed.packs_x = !plan.x_in_place && !plan.x_by_block;
   plan.packed.packs_h = !plan.h_in_place;
+  plan.packed.looks_at_h =
+      args.packed != nullptr || (args.h0 == nullptr && shape.B * hh_bytes > kWorthALook);
   const auto lay_out = [&](Arena arena) {
     if (args.packed == nullptr) plan.packed.lay_out(arena, shape);
     plan.unprojected = arena.take<E>(shape.P > 0 ? shape.B * H : 0);

@@ -1,3 +1,28 @@
+// Zero times all that passes by, added up: zero, unless some of it is infinite or not a number.
+template <typename E>
+class TimesZero {
+  using Op = Operand<E>;
+  using V = Vec<sum_t<E>>;
+
+ public:
+  FUSED_RNN_INLINE TimesZero() {
+    constexpr E kZero{};
+    zero_ = Op::broadcast(&kZero, 1);
+#pragma GCC unroll 4
+    for (int i = 0; i < kSums; ++i) sum_[i] = V::zero();
+  }
+  FUSED_RNN_INLINE void operator()(int i, const typename Op::V& operands) {
+    sum_[i % kSums] = multiply_add(zero_, operands, sum_[i % kSums]);
+  }
+  // Lane by lane.
+  FUSED_RNN_INLINE V sum() const { return sum_[0] + sum_[1] + (sum_[2] + sum_[3]); }
+
+ private:
+  static constexpr int kSums = 4;  // independent of each other
+  typename Op::V zero_;
+  V sum_[kSums];
+};
+
 // The weights of a layer as tiles of the forward pass read them: panels of the gates of a block of
 // units, and the sums of biases that the cell's sums begin with. They are made by a call for
 // itself, or once for many calls (kernels.h, `pack`).
@@ -13,12 +38,16 @@ struct PackedWeights {
   // by who makes the input products (InputProducts in forward.h).
   bool packs_x = true;
   bool packs_h = true;
+  // Whether packing w_hh looks for infinities and NaN in it. If there are none, its product with an
+  // h of zeros is zeros, and need not be computed.
+  bool looks_at_h = true;
 
   // Panels have k in whole groups (simd/operand.h).
-  E* x = nullptr;           // [blocks][G / kAbreast][I][kAbreast][kLanes]
-  E* h = nullptr;           // [blocks][G / kAbreast][O][kAbreast][kLanes]
-  T* bias = nullptr;        // [blocks][kSums][kLanes]
-  E* projection = nullptr;  // [blocks of P][H][kLanes]
+  E* x = nullptr;              // [blocks][G / kAbreast][I][kAbreast][kLanes]
+  E* h = nullptr;              // [blocks][G / kAbreast][O][kAbreast][kLanes]
+  T* bias = nullptr;           // [blocks][kSums][kLanes]
+  T* zeros_times_h = nullptr;  // [blocks][kLanes]: zeros, or some NaN where a panel is not finite
+  E* projection = nullptr;     // [blocks of P][H][kLanes]
 
   // Elements of a block's panel, and of a part of it.
   static int64_t panel(int64_t K) { return depth_of<E>(K) * Cell::kGates * kLanes; }
@@ -29,17 +58,17 @@ struct PackedWeights {
     x = arena.take<E>(packs_x ? blocks * panel(shape.I) : 0);
     h = arena.take<E>(packs_h ? blocks * panel(shape.hidden()) : 0);
     bias = arena.take<T>(blocks * Cell::kSums * kLanes);
+    zeros_times_h = arena.take<T>(packs_h && looks_at_h ? blocks * kLanes : 0);
     projection = arena.take<E>(blocks_of<T>(shape.P) * depth_of<E>(shape.H) * kLanes);
   }
 
   // One part of `team`.
   void pack(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team, int64_t part_id) {
-    const int64_t O = shape.hidden();
     const Range units = share(blocks_of<T>(shape.H), team, part_id);
     for (int64_t block = units.begin; block < units.end; ++block) {
       if (packs_x)
         pack_gates(w.w_ih, Cell::kGates, shape.H, shape.I, block, x + block * panel(shape.I));
-      if (packs_h) pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, h + block * panel(O));
+      if (packs_h) pack_hidden(shape, w, block);
       add_biases(shape.H, w, block);
     }
     const Range projected = share(blocks_of<T>(shape.P), team, part_id);
@@ -52,7 +81,30 @@ struct PackedWeights {
     }
   }
 
+  // Whether the product of an h of zeros with w_hh is known to be zeros.
+  bool zeros_stay(int64_t H) const {
+    if (!packs_h || !looks_at_h) return false;
+    using V = Vec<T>;
+    V sum = V::zero();
+    for (int64_t block = 0; block < blocks_of<T>(H); ++block)
+      sum = sum + V::load(zeros_times_h + block * kLanes);
+    alignas(64) T lanes[kLanes];
+    sum.store(lanes);
+    T all{};
+    for (const T lane : lanes) all += lane;
+    return all == T{};
+  }
+
  private:
+  void pack_hidden(const SequenceShape& shape, const LayerWeights<E>& w, int64_t block) {
+    const int64_t O = shape.hidden();
+    E* const to = h + block * panel(O);
+    if (!looks_at_h) return pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, to);
+    TimesZero<E> times_zero;
+    pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, to, times_zero);
+    times_zero.sum().store(zeros_times_h + block * kLanes);
+  }
+
   void add_biases(int64_t H, const LayerWeights<E>& w, int64_t block) {
     T* const to = bias + block * Cell::kSums * kLanes;
     for (int i = 0; i < Cell::kSums * kLanes; ++i) to[i] = T(0);

@@ -35,9 +35,10 @@ constexpr int vectors_abreast(int vectors) {
 
 // The weights of one product that a block of units takes part in, k in whole groups:
 // to[part][k][g][lane] = w[(part * abreast + g) * H + block * kLanes + lane][k], zeros past H and
-// K.
-template <typename E>
-void pack_gates(const E* w, int gates, int64_t H, int64_t K, int64_t block, E* to) {
+// K. notice(operands) gets all of it (simd/transpose.h).
+template <typename E, typename Notice = NoNotice>
+void pack_gates(const E* w, int gates, int64_t H, int64_t K, int64_t block, E* to,
+                Notice&& notice = {}) {
   constexpr int kLanes = Vec<sum_t<E>>::kLanes;
   constexpr int kElements = Operand<E>::kElements;
   const int n = lanes_of<sum_t<E>>(block, H);
@@ -47,7 +48,7 @@ void pack_gates(const E* w, int gates, int64_t H, int64_t K, int64_t block, E* t
     for (int j = 0; j < n; ++j) rows[j] = w + (g * H + block * kLanes + j) * K;
     transpose_strip(rows, n, K,
                     to + g / abreast * abreast * depth_of<E>(K) * kLanes + g % abreast * kElements,
-                    abreast * kElements);
+                    abreast * kElements, notice);
   }
 }
 

@@ -779,10 +779,10 @@ std::vector<Shape> shapes() {
   // Gradients of large inputs of few rows: w_ih packed for two tiles.
   all.push_back({CellKind::lstm, 4, 4, 480, 160, 0, true, true, false, false, 1});
   // Several chunks of the backward pass: dense and packed, of small products and, in double, of
-  // large ones.
-  all.push_back({CellKind::lstm, 28, 41, 5, 390, 3, true, true, false, true, 1});
+  // large ones; with and without rows that come from zeros.
+  all.push_back({CellKind::lstm, 28, 41, 5, 390, 3, true, false, false, true, 1});
   all.push_back({CellKind::lstm, 6, 400, 5, 390, 3, true, true, true, false, 2});
-  all.push_back({CellKind::lstm, 18, 29, 270, 195, 3, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 18, 29, 270, 195, 3, true, false, false, false, 2});
   // Weights beyond the caches, in both types: read in place by one row, input products ahead for
   // several.
   all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
@@ -816,6 +816,13 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 5, 1, 3, 67, 0, true, true, false, true, 1});
     all.push_back({kind, 10, 1, 3, 163, 0, true, true, false, false, 2});
   }
+  // From zeros, of which a finite w_hh makes zeros.
+  for (const CellKind kind : kKinds) {
+    all.push_back({kind, 1, 21, 5, 65, 0, true, false, false, true, 1});
+    all.push_back({kind, 4, 21, 5, 65, 0, true, false, true, false, 1});
+    all.push_back({kind, 4, 2, 5, 130, 0, true, false, false, true, 1});
+  }
+  all.push_back({CellKind::gru, 20, 29, 7, 300, 0, true, true, false, false, 1});
   // One row read in place: vectors on end, single ones and a part of one.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh})
     all.push_back({kind, 1, 1, 153, 211, 0, true, true, false, false, 1});

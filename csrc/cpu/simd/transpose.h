@@ -78,11 +78,20 @@ FUSED_RNN_INLINE Vec<T> sum_lanes(Vec<T> (&rows)[Vec<T>::kLanes]) {
   return rows[0];
 }
 
+// Takes no notice of what passes by.
+struct NoNotice {
+  template <typename Operands>
+  FUSED_RNN_INLINE void operator()(int, const Operands&) const {}
+};
+
 // Groups of elements of n <= kLanes rows side by side: to[k * stride + j] = rows[j][k] for groups
 // k, zeros for n <= j < kLanes and past the K-th element of a row; stride in elements. rows and to
-// do not overlap.
-template <typename E>
-void transpose_strip(const E* const* rows, int n, int64_t K, E* to, int64_t stride) {
+// do not overlap. notice(j, operands) gets all of it, a
+// vector of row j or, at the ends of rows, of all of them at a time.
+template <typename E, typename Notice = NoNotice>
+void transpose_strip(const E* const* rows, int n, int64_t K, E* to, int64_t stride,
+                     Notice&& notice = {}) {
+  using Op = Operand<E>;
   using V = Vec<sum_t<E>>;
   constexpr int kLanes = V::kLanes;
   constexpr int kGroup = Operand<E>::kGroup;
@@ -93,7 +102,10 @@ void transpose_strip(const E* const* rows, int n, int64_t K, E* to, int64_t stri
     for (int j = 0; j < kLanes; ++j) square[j] = V::zero();
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
-      if (j < n) __builtin_memcpy(&square[j].v, rows[j] + k, sizeof(V));
+      if (j < n) {
+        __builtin_memcpy(&square[j].v, rows[j] + k, sizeof(V));
+        notice(j, Op::load(rows[j] + k));
+      }
     }
     transpose_square(square);
 #pragma GCC unroll 16
@@ -106,5 +118,6 @@ void transpose_strip(const E* const* rows, int n, int64_t K, E* to, int64_t stri
       for (int e = 0; e < kGroup; ++e)
         group[j * kGroup + e] = j < n && k + e < K ? rows[j][k + e] : E{};
     }
+    notice(0, Op::load(group));
   }
 }
