@@ -7,8 +7,8 @@ A call takes at least
     products     the row's multiply-adds at the peak of all threads, without those of zeros
     activations  its sigmoids and tanhs at the rate of SIMD ones in L1
     reading      every step but one from zeros needs all of w_hh, since it needs the whole h before
-                 it; a call of one step needs w_ih as well. Each thread reads its part from where a part of that size
-                 stays: L1, L2, L3 or memory
+                 it; a call of one step needs w_ih as well. Each thread reads its part from where a
+                 part of that size stays: L1, L2, L3 or memory
     chain        steps follow each other, in a stack of layers as well: each takes what a layer of
                  one unit takes
     overhead     a call, forward and backward, of a layer or cell of one unit and one row: Python,

@@ -26,9 +26,20 @@ constexpr int64_t kInPlaceBytes = 24 << 20;
 // kLanesBytes bytes (AVX2, two steps of LSTM H = 64: 11.2 us and 5.7, H = 128: 46 and 21; four
 // steps of H = 256: 165 us and 123, of H = 512 1.10 ms and 0.54),
 constexpr int64_t kStepsInPlace = 4;
-// and of up to this many w_hh, where the weights have more than kWideBytes bytes (AVX2, LSTM H =
-// 512: 8 steps 1.58 ms and 1.06, 16 steps 2.9 and 1.9; H = 256, 16 steps: no difference).
-constexpr int64_t kStepsInPlaceWide = 16;
+// and of up to so many w_hh, of so many bytes: rows come about as fast as panels do, and packing
+// costs as much as some steps (AVX-512, us, from panels and in place: LSTM H = 128, T
+// = 16 43.5 and 40.9, T = 32 74.5 and 74.7; H = 256, T = 50 452 and 412; H = 512, T = 25 1540 and
+// 1296, T = 50 2630 and 2420, T = 100 4490 and 4630; H = 768, T = 25 3830 and 3430, T = 50 6310 and
+// 6410; GRU H = 512, T = 50 1860 and 1740, RNN 460 and 398; H = 64, T = 16 12.1 and 14.0. With AVX2
+// panels are the better sooner: LSTM H = 512, T = 16 2.9 ms and 1.9, T = 50 6.3 and 7.2).
+// `wide` are weights of more than kWideBytes.
+constexpr int64_t steps_in_place(int64_t hh_bytes, bool wide) {
+  if (kSimdBytes < 64) return wide ? 16 : kStepsInPlace;
+  return hh_bytes > 8 << 20     ? 32
+         : hh_bytes >= 1 << 20  ? 40
+         : hh_bytes > 128 << 10 ? 16
+                                : kStepsInPlace;
+}
 // Of one row, or of two where their tile is but a block, up to this many vectors of units are
 // finished together, which hides the latency of a cell's formula (AVX2, T = 60: one row GRU H = 32
 // 14.0 us and 12.5, LSTM H = 20 14.7 and 11.6; 4 or 16 vectors: no difference; two rows LSTM H = 32
@@ -36,13 +47,15 @@ constexpr int64_t kStepsInPlaceWide = 16;
 constexpr int kTogether = 8;
 // One row of an LSTM or a GRU reads a w_hh (a thread its part) of more than kL1Bytes, as much as L1
 // has, and up to kNearBytes a panel at a time from end to end: of these bytes L1 still holds the
-// most when the next step comes. From further away panels side by side come as fast or faster, and
-// panels in two parts (AVX2, LSTM) and those of RNNs, one vector a block, always do.
-// LSTM T = 50, H = 64 25.3 us and 22.4, T = 100, H = 128 203 and 197, GRU T = 50, H = 80 29.0 and
-// 26.0, T = 100, H = 128 149 and 139; T = 50, LSTM H = 160 138 and 150, GRU H = 192 145 and 150; of
-// 48 KB or less, LSTM H = 48 11.7 and 12.0, GRU H = 64 13.8 and 14.7.
+// most when the next step comes, and of few streams the machine's prefetchers make the most. From
+// further away panels side by side come as fast or faster, and panels in two parts (AVX2, LSTM) and
+// those of RNNs, one vector a block, always do. Side by side and from end to end, T = 100: LSTM H =
+// 128 206 us and 201, H = 192 399 and 403, H = 256 845 and 809, H = 512 4670 and 4470, H =
+// 1024 20.2 ms and 20.9, GRU H = 128 155 and 146, H = 192 293 and 312, H = 512 3390 and 3240; of 48
+// KB or less, T = 50, LSTM H = 48 11.7 and 12.0, GRU H = 64 13.8 and 14.7. Vectors of 32 bytes: as
+// it was when single panels were slower above 256 KB.
 constexpr int64_t kL1Bytes = 48 << 10;
-constexpr int64_t kNearBytes = 256 << 10;
+constexpr int64_t kNearBytes = kSimdBytes == 64 ? 8 << 20 : 256 << 10;
 // At most this many rows of a thread take their input products ahead of the steps,
 constexpr int64_t kRowsAhead = 4;
 // or this many where the weights together have more than kBeyondCachesBytes bytes: those do not
@@ -503,9 +516,9 @@ struct DotProducts {
   using Op = Operand<E>;
   using V = Vec<sum_t<E>>;
   static constexpr int kAbreast = V::kLanes / R;
-  // The rows of weights that are read together, and how many vectors of each on end. With AVX-512
-  // single rows come faster from L2 that way (LSTMCell H = 128 7.3 us and 6.0, H = 512 98 and 83);
-  // rows that share a load do not, and with AVX2 H = 512 takes 94 us and 102.
+  // The rows of weights that are read together, and how many vectors of each on end where they do
+  // not come in turns. With AVX-512 single rows come faster from L2 that way (LSTMCell H = 128 7.3
+  // us and 6.0, H = 512 98 and 83); with AVX2 H = 512 takes 94 us and 102.
   static constexpr int kRead = kAbreast < 8 ? kAbreast : 8;
   static constexpr int kRun = R == 1 && sizeof(V) == 64 ? 4 : 1;
 
@@ -516,7 +529,11 @@ struct DotProducts {
     for (int i = 0; i < V::kLanes; ++i) sum[i] = V::zero();
   }
 
-  // sum[r][j] += w[j] x[r] for the first n rows of w; K long.
+  // sum[r][j] += w[j] x[r] for the first n rows of w; K long. In turns (tile.h) where weights are
+  // read at every step of a sequence, forth and back (H = 512, T = 25 1310 us and 1240), or by rows
+  // that share a load (LSTMCell H = 128, B = 8 15.0 and 13.4, H = 512, B = 8 200 and 175; AVX2 26.2
+  // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower.
+  template <bool kInTurns = (R > 1)>
   FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
 #pragma GCC unroll 16
     for (int first = 0; first < kAbreast; first += kRead) {
@@ -524,8 +541,17 @@ struct DotProducts {
 #pragma GCC unroll 16
       for (int j = 0; j < kRead; ++j) rows[j] = w + (first + j < n ? first + j : 0) * K;
       int64_t k = 0;
-      for (; k + kRun * Op::kElements <= K; k += kRun * Op::kElements)
-        add_at<kRun>(first, rows, x, k, Op::kElements);
+      if constexpr (kInTurns) {
+        InTurns<Op::kElements> turns(K);
+        for (; turns.has_pair(); turns.next()) {
+          add_at<1>(first, rows, x, turns.first(), Op::kElements);
+          add_at<1>(first, rows, x, turns.second(), Op::kElements);
+        }
+        k = turns.end();
+      } else {
+        for (; k + kRun * Op::kElements <= K; k += kRun * Op::kElements)
+          add_at<kRun>(first, rows, x, k, Op::kElements);
+      }
       for (; k + Op::kElements <= K; k += Op::kElements)
         add_at<1>(first, rows, x, k, Op::kElements);
       if (k < K) add_at<1>(first, rows, x, k, static_cast<int>(K - k));
@@ -594,8 +620,10 @@ struct InPlace {
     const int64_t rows = step.count;
     const Range blocks = step.blocks;
     if (rows == 1) {
-      for (int64_t i = 0; i < blocks.size(); ++i)
-        one_row(step.back ? blocks.end - 1 - i : blocks.begin + i);
+      for (int64_t i = 0; i < blocks.size(); ++i) {
+        const int64_t block = step.back ? blocks.end - 1 - i : blocks.begin + i;
+        step.plan.ahead ? one_row<true>(block) : one_row<false>(block);
+      }
       return;
     }
     const E* x[kMost];
@@ -624,6 +652,7 @@ struct InPlace {
   }
 
   // Its sums stay in registers.
+  template <bool kAhead>
   void one_row(int64_t block) {
     const ForwardRow<E>& at = step.rows[0];
     const int64_t unit = block * kLanes;
@@ -635,14 +664,17 @@ struct InPlace {
     for (int g = 0; g < kGates; ++g) {
       V& x_sum = sum[Cell::XMap::at(g)];
       V& h_sum = sum[Cell::HMap::at(g)];
-      if (at.ahead != nullptr) x_sum = V::load(at.ahead + (block * kGates + g) * kLanes);
       DotProducts<1, E> products;
-      products.add(w.w_ih + (g * H + unit) * I, n, &at.x, step.I);
-      if (Cell::XMap::at(g) != Cell::HMap::at(g)) {
-        x_sum = x_sum + products.total();
-        products = {};
+      if constexpr (kAhead) {
+        x_sum = V::load(at.ahead + (block * kGates + g) * kLanes);
+      } else {
+        products.add(w.w_ih + (g * H + unit) * I, n, &at.x, I);
+        if (Cell::XMap::at(g) != Cell::HMap::at(g)) {
+          x_sum = x_sum + products.total();
+          products = {};
+        }
       }
-      products.add(w.w_hh + (g * H + unit) * O, n, &at.h_prev, O);
+      products.template add<kAhead>(w.w_hh + (g * H + unit) * O, n, &at.h_prev, O);
       h_sum = h_sum + products.total();
     }
     step.activate(sum);
@@ -968,7 +1000,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
     plan.h_in_place =
         plan.x_in_place ||
-        (shape.B == 1 && (hh_bytes > kInPlaceBytes || (wide && shape.T <= kStepsInPlaceWide)));
+        (shape.B == 1 && (hh_bytes > kInPlaceBytes || shape.T <= steps_in_place(hh_bytes, wide)));
   }
   plan.near = kGates > 1 && PackedWeights<Cell, E>::kAbreast == kGates &&
               hh_bytes > kL1Bytes * wanted.units && hh_bytes <= kNearBytes * wanted.units;

@@ -822,7 +822,12 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 4, 21, 5, 65, 0, true, false, true, false, 1});
     all.push_back({kind, 4, 2, 5, 130, 0, true, false, false, true, 1});
   }
-  all.push_back({CellKind::gru, 20, 29, 7, 300, 0, true, true, false, false, 1});
+  all.push_back({CellKind::lstm, 20, 29, 5, 300, 3, true, true, false, false, 1});
+  // One row of a sequence: w_hh in place, in turns and what is left of them, or a panel at a time.
+  all.push_back({CellKind::gru, 16, 1, 3, 251, 0, true, true, false, true, 1});
+  all.push_back({CellKind::rnn_tanh, 14, 1, 3, 299, 0, true, false, false, false, 2});
+  all.push_back({CellKind::lstm, 18, 1, 3, 141, 0, true, true, false, false, 1});
+  all.push_back({CellKind::lstm, 5, 2, 3, 165, 0, true, true, false, false, 1});
   // One row read in place: vectors on end, single ones and a part of one.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh})
     all.push_back({kind, 1, 1, 153, 211, 0, true, true, false, false, 1});
