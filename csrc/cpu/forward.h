@@ -52,8 +52,8 @@ constexpr int kTogether = 8;
 // those of RNNs, one vector a block, always do. Side by side and from end to end, T = 100: LSTM H =
 // 128 206 us and 201, H = 192 399 and 403, H = 256 845 and 809, H = 512 4670 and 4470, H =
 // 1024 20.2 ms and 20.9, GRU H = 128 155 and 146, H = 192 293 and 312, H = 512 3390 and 3240; of 48
-// KB or less, T = 50, LSTM H = 48 11.7 and 12.0, GRU H = 64 13.8 and 14.7. Vectors of 32 bytes: as
-// it was when single panels were slower above 256 KB.
+// KB or less, T = 50, LSTM H = 48 11.7 and 12.0, GRU H = 64 13.8 and 14.7. With vectors
+// of 32 bytes more than 256 KB were not timed since k comes in turns.
 constexpr int64_t kL1Bytes = 48 << 10;
 constexpr int64_t kNearBytes = kSimdBytes == 64 ? 8 << 20 : 256 << 10;
 // At most this many rows of a thread take their input products ahead of the steps,
