@@ -476,13 +476,6 @@ void sum_columns(const E* rows, int64_t stride, int64_t K, int64_t count, sum_t<
   }
 }
 
-template <typename T>
-bool are_finite(const T* values, int64_t count) {
-  T sum{};
-  for (int64_t i = 0; i < count; ++i) sum += 0 * values[i];
-  return sum == 0;
-}
-
 // Scratch that weight_products needs for so many rows.
 template <typename Cell, typename E>
 int64_t scratch_of_weights(const SequenceShape& shape, int64_t rows) {
@@ -515,7 +508,8 @@ void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& ch
   const auto share_of_columns = [&](int64_t columns) {
     return columns_of<T>(share(blocks_of<T>(columns), team, id), columns);
   };
-  // Columns `from` of a left-hand operand give rows of grad [.., N] from row `to` on.
+  // Columns `from` of some rows of a left-hand operand, times as many rows of the right-hand one,
+  // give rows of grad [.., N] from row `to` on.
   const auto product = [&](const E* left, int64_t stride, Range from, Range rows,
                            const OperandRows<E>& right, int64_t N, T* grad, int64_t to) {
     if (grad == nullptr) return;

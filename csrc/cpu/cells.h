@@ -141,7 +141,7 @@ struct Gru {
   }
 
   // dn = dh (1 - z) (1 - n^2)      dz = dh (h_prev - n) z (1 - z)
-  // with dh - dh z, which is not a number where dh is infinite, as in torch.
+  // dh (1 - z) of dn is dh - dh z: not a number where dh is infinite, as in torch.
   // dr = dn (W_hn h + b_hn) r (1 - r)
   // The sum W_hn h + b_hn gets dn r; h_prev gets dh z directly, beside what comes through w_hh.
   template <typename T>

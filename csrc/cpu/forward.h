@@ -27,11 +27,11 @@ constexpr int64_t kInPlaceBytes = 24 << 20;
 // steps of H = 256: 165 us and 123, of H = 512 1.10 ms and 0.54),
 constexpr int64_t kStepsInPlace = 4;
 // and of up to so many w_hh, of so many bytes: rows come about as fast as panels do, and packing
-// costs as much as some steps (AVX-512, us, from panels and in place: LSTM H = 128, T
-// = 16 43.5 and 40.9, T = 32 74.5 and 74.7; H = 256, T = 50 452 and 412; H = 512, T = 25 1540 and
-// 1296, T = 50 2630 and 2420, T = 100 4490 and 4630; H = 768, T = 25 3830 and 3430, T = 50 6310 and
-// 6410; GRU H = 512, T = 50 1860 and 1740, RNN 460 and 398; H = 64, T = 16 12.1 and 14.0. With AVX2
-// panels are the better sooner: LSTM H = 512, T = 16 2.9 ms and 1.9, T = 50 6.3 and 7.2).
+// costs as much as some steps (AVX-512, us, from panels and in place: LSTM H = 128, T = 16 42.8 and
+// 39.2, T = 32 74.5 and 74.7; H = 256, T = 25 244 and 229, T = 40 357 and 347; H = 512, T = 8 502
+// and 459, T = 40 1766 and 1755; H = 768, T = 32 3900 and 3540; H = 1024, T = 32 7740 and 6830; GRU
+// H = 256, T = 16 121 and 108, H = 512, T = 40 1264 and 1294, RNN 373 and 334; H = 64, T = 16 12.1
+// and 14.0. AVX2, LSTM H = 512: T = 16 2.9 ms and 1.9, T = 50 6.3 and 7.2).
 // `wide` are weights of more than kWideBytes.
 constexpr int64_t steps_in_place(int64_t hh_bytes, bool wide) {
   if (kSimdBytes < 64) return wide ? 16 : kStepsInPlace;

@@ -19,6 +19,8 @@
 //
 #include "cpu/split.h"
 //
+#include "cpu/finite.h"
+//
 #include "cpu/packed_weights.h"
 //
 #include "cpu/forward.h"

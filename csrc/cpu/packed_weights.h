@@ -1,28 +1,3 @@
-// Zero times all that passes by, added up: zero, unless some of it is infinite or not a number.
-template <typename E>
-class TimesZero {
-  using Op = Operand<E>;
-  using V = Vec<sum_t<E>>;
-
- public:
-  FUSED_RNN_INLINE TimesZero() {
-    constexpr E kZero{};
-    zero_ = Op::broadcast(&kZero, 1);
-#pragma GCC unroll 4
-    for (int i = 0; i < kSums; ++i) sum_[i] = V::zero();
-  }
-  FUSED_RNN_INLINE void operator()(int i, const typename Op::V& operands) {
-    sum_[i % kSums] = multiply_add(zero_, operands, sum_[i % kSums]);
-  }
-  // Lane by lane.
-  FUSED_RNN_INLINE V sum() const { return sum_[0] + sum_[1] + (sum_[2] + sum_[3]); }
-
- private:
-  static constexpr int kSums = 4;  // independent of each other
-  typename Op::V zero_;
-  V sum_[kSums];
-};
-
 // The weights of a layer as tiles of the forward pass read them: panels of the gates of a block of
 // units, and the sums of biases that the cell's sums begin with. They are made by a call for
 // itself, or once for many calls (kernels.h, `pack`).
@@ -83,16 +58,7 @@ struct PackedWeights {
 
   // Whether the product of an h of zeros with w_hh is known to be zeros.
   bool zeros_stay(int64_t H) const {
-    if (!packs_h || !looks_at_h) return false;
-    using V = Vec<T>;
-    V sum = V::zero();
-    for (int64_t block = 0; block < blocks_of<T>(H); ++block)
-      sum = sum + V::load(zeros_times_h + block * kLanes);
-    alignas(64) T lanes[kLanes];
-    sum.store(lanes);
-    T all{};
-    for (const T lane : lanes) all += lane;
-    return all == T{};
+    return packs_h && looks_at_h && are_finite(zeros_times_h, blocks_of<T>(H) * kLanes);
   }
 
  private:

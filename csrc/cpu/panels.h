@@ -35,7 +35,7 @@ constexpr int vectors_abreast(int vectors) {
 
 // The weights of one product that a block of units takes part in, k in whole groups:
 // to[part][k][g][lane] = w[(part * abreast + g) * H + block * kLanes + lane][k], zeros past H and
-// K. notice(operands) gets all of it (simd/transpose.h).
+// K. notice gets all of it (simd/transpose.h).
 template <typename E, typename Notice = NoNotice>
 void pack_gates(const E* w, int gates, int64_t H, int64_t K, int64_t block, E* to,
                 Notice&& notice = {}) {

@@ -86,15 +86,15 @@ struct NoNotice {
 
 // Groups of elements of n <= kLanes rows side by side: to[k * stride + j] = rows[j][k] for groups
 // k, zeros for n <= j < kLanes and past the K-th element of a row; stride in elements. rows and to
-// do not overlap. notice(j, operands) gets all of it, a
-// vector of row j or, at the ends of rows, of all of them at a time.
+// do not overlap. notice(j, operands) gets all of it, a vector of row j or, at the ends of rows, of
+// all of them at a time.
 template <typename E, typename Notice = NoNotice>
 void transpose_strip(const E* const* rows, int n, int64_t K, E* to, int64_t stride,
                      Notice&& notice = {}) {
   using Op = Operand<E>;
   using V = Vec<sum_t<E>>;
   constexpr int kLanes = V::kLanes;
-  constexpr int kGroup = Operand<E>::kGroup;
+  constexpr int kGroup = Op::kGroup;
   int64_t k = 0;
   for (; k + kLanes * kGroup <= K; k += kLanes * kGroup) {
     V square[kLanes];
