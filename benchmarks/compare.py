@@ -1,11 +1,12 @@
-"""Times torch.nn, fused_rnn and other inference engines in turn, in one process.
+"""Times torch.nn, fused_rnn and others in turn, in one process.
 
 Every row of shapes.py is run by each contestant that can run it, turn and turn about, and the
 median of its turns counts. Before that all contestants must agree on the output and, in training,
-on every gradient. ONNX Runtime and OpenVINO take part in inference where they are installed. They
-pack their weights when a model is loaded, fused_rnn at every call or, where the module is frozen
-(`fused_rnn.freeze`), once: inference is timed both ways, the second as a class of its own. Beside
-the times stands the least that the row could take on this machine (limits.py).
+on every gradient. ONNX Runtime and OpenVINO take part in inference where they are installed, JAX in
+training as well. The first two pack their weights when a model is loaded, fused_rnn at every call
+or, where the module is frozen (`fused_rnn.freeze`), once: inference is timed both ways, the second
+as a class of its own. Beside the times stands the least that the row could take on this machine
+(limits.py).
 
     python benchmarks/compare.py --quick
     python benchmarks/compare.py --threads 1,2 --json speeds.json --plot speeds.png
@@ -33,15 +34,15 @@ import torch
 from tqdm import tqdm
 
 import fused_rnn
-import peers
 from limits import limit_seconds
+from peers import PEERS, installed
 from shapes import CATEGORIES, GATES, Row, rows
 from workloads import LIBRARIES, Workload, build, machine, peak, rates
 
 # A turn repeats the call until it has lasted long enough for the clock, and a row has as many
 # turns as fit into its time, within these bounds.
 TURN_SECONDS = 0.006
-ROW_SECONDS = 1.5
+ROW_SECONDS = 1.8
 QUICK_ROW_SECONDS = 0.4
 TURNS = (3, 15)
 # Thread pools spin for a while after a call. Each turn starts with a pause, so that it does not
@@ -145,8 +146,9 @@ def measure(row: Row, threads: int, peer_names: Iterable[str], budget: float) ->
     contestants = {name: build(row, library) for name, library in LIBRARIES.items()}
     if row.category.freezable:
         contestants["frozen"] = build(row, fused_rnn, frozen=True)
-    if peers.covers(row):
-        contestants |= {name: peers.build(name, row, threads) for name in peer_names}
+    for name in peer_names:
+        if PEERS[name].covers(row):
+            contestants[name] = PEERS[name].build(row, threads)
     check_agreement(row, contestants)
     gc.collect()
     gc.disable()
@@ -190,6 +192,8 @@ def summarize(results: list[Result]) -> list[dict[str, Any]]:
             "rows": len(group),
             "against_best": geometric_mean(result.against_best for result in group),
             "against_torch": geometric_mean(result.against_torch for result in group),
+            "peers": any(result.seconds.keys() & PEERS.keys() for result in group),
+            "slowest_against_torch": min(result.against_torch for result in group),
             "slowest_row": min(result.against_best for result in group),
             "limit_against_best": geometric_mean(result.limit_against_best for result in group),
             "share_of_limit": geometric_mean(result.share_of_limit for result in group),
@@ -232,28 +236,25 @@ def print_summary(summary: list[dict[str, Any]]) -> None:
 
 
 def write_readme(path: Path, summary: list[dict[str, Any]], about: dict[str, str]) -> None:
-    """Puts the summary as a table between the two comments that a Markdown file has for it."""
+    """Puts the summary as two tables between the two comments that a Markdown file has for it."""
     thread_counts = sorted({line["threads"] for line in summary})
     columns = [(cell, threads) for threads in thread_counts for cell in GATES]
     found = {(line["category"], line["cell"], line["threads"]): line for line in summary}
-    lines = [
-        "Geometric mean over the shapes of each class, the slowest shape in brackets: times as "
-        "fast as the best of the others that can run it.",
-        "",
-        "| | "
-        + " | ".join(
-            f"{cell.upper()}, {threads} thread{'s' if threads > 1 else ''}"
-            for cell, threads in columns
-        )
-        + " |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    for category in dict.fromkeys(line["category"] for line in summary):
-        cells = [category.replace("-", " ")]
-        for cell, threads in columns:
-            line = found.get((category, cell, threads))
-            cells.append(f"{line['against_best']:.1f} ({line['slowest_row']:.2f})" if line else "")
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = ["Times as fast: geometric mean over the shapes of a class, the slowest in brackets."]
+    tables = [("torch.nn", "against_torch", "slowest_against_torch", summary)]
+    if contested := [line for line in summary if line["peers"]]:
+        best = ", ".join(["the best of torch.nn", *installed()])
+        tables.append((best, "against_best", "slowest_row", contested))
+    for than, mean, slowest, shown in tables:
+        header = [f"as {than}"]
+        header += [f"{cell.upper()}, {n} thread{'s' if n > 1 else ''}" for cell, n in columns]
+        lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        for category in dict.fromkeys(line["category"] for line in shown):
+            cells = [category.replace("-", " ")]
+            for column in columns:
+                line = found.get((category, *column))
+                cells.append(f"{line[mean]:.1f} ({line[slowest]:.2f})" if line else "")
+            lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Measured with " + ", ".join(f"{k} {v}" for k, v in about.items()) + "."]
 
     begin, end = "<!-- speeds: begin -->\n", "<!-- speeds: end -->"
@@ -366,7 +367,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
-    peer_versions = peers.installed()
+    peer_versions = installed()
     names = [*LIBRARIES, *peer_versions]
     about = machine() | peer_versions | {"date": datetime.date.today().isoformat()}
     print(", ".join(f"{key} {value}" for key, value in about.items()))

@@ -1,43 +1,55 @@
-"""Inference engines that compare.py times beside torch.nn and fused_rnn, where they are installed.
+"""Other implementations that compare.py times beside torch.nn and fused_rnn, where installed.
 
-Each takes a torch.nn layer by way of an ONNX file and gives back a call that runs it.
+ONNX Runtime and OpenVINO take a torch.nn layer by way of an ONNX file, for inference. JAX takes its
+weights, for inference and training (jax_layers.py).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import tempfile
+import timeit
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shapes import Row
-from workloads import Workload, build_module, make_input
+from workloads import Workload, build_module, make_input, make_upstream
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`build` gives the call to be timed, for a row and a number of threads."""
+
+    build: Callable[[Row, int], Workload]
+    trains: bool
+    needs: tuple[str, ...]
+
+    def covers(self, row: Row) -> bool:
+        """Whether it can run a row: whole dense sequences in float32, without projection."""
+        shape = row.shape
+        plain = not (shape.packed or shape.proj) and shape.dtype == "float32"
+        return plain and row.category.kind == "layer" and row.category.training <= self.trains
 
 
 def installed() -> dict[str, str]:
     """Names and versions of the peers that can be used."""
-    found: dict[str, str] = {}
-    for name in PEERS if importlib.util.find_spec("onnx") else ():
-        if importlib.util.find_spec(name):
-            found[name] = importlib.import_module(name).__version__.partition("-")[0]
-    return found
+    return {
+        name: importlib.import_module(name).__version__.partition("-")[0]
+        for name, peer in PEERS.items()
+        if all(importlib.util.find_spec(module) for module in peer.needs)
+    }
 
 
-def covers(row: Row) -> bool:
-    """Whether the peers can run a row: inference on whole dense sequences, without projection."""
-    shape = row.shape
-    plain = not (shape.packed or shape.proj) and shape.dtype == "float32"
-    return plain and row.category.kind == "layer" and not row.category.training
-
-
-def build(name: str, row: Row, threads: int) -> Workload:
-    """The forward pass of one row on one peer, with the weights that torch.nn's layer has."""
-    data = make_input(row)
+def _as_onnx(row: Row) -> bytes:
+    """The torch.nn layer of a row as an ONNX file."""
     module = build_module(row, nn)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.onnx"
@@ -45,24 +57,25 @@ def build(name: str, row: Row, threads: int) -> Workload:
         # only the older one writes LSTM, GRU and RNN nodes for these modules.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, (data,), path, input_names=["input"], dynamo=False, opset_version=17
+            module, (make_input(row),), path, input_names=["input"], dynamo=False, opset_version=17
         )
-        model = path.read_bytes()
-    return PEERS[name](model, data, threads)
+        return path.read_bytes()
 
 
-def _onnxruntime(model: bytes, data: Tensor, threads: int) -> Workload:
+def _onnxruntime(row: Row, threads: int) -> Workload:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    inputs = {"input": data.numpy()}
+    session = onnxruntime.InferenceSession(
+        _as_onnx(row), options, providers=["CPUExecutionProvider"]
+    )
+    inputs = {"input": make_input(row).numpy()}
     return lambda: (torch.from_numpy(session.run(None, inputs)[0]),)
 
 
-def _openvino(model: bytes, data: Tensor, threads: int) -> Workload:
+def _openvino(row: Row, threads: int) -> Workload:
     import openvino
 
     settings: dict[str, Any] = {
@@ -72,9 +85,9 @@ def _openvino(model: bytes, data: Tensor, threads: int) -> Workload:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    compiled = core.compile_model(core.read_model(_as_onnx(row)), "CPU", settings)
     request = compiled.create_infer_request()
-    inputs = [data.numpy()]
+    inputs = [make_input(row).numpy()]
 
     def run() -> tuple[Tensor, ...]:
         outputs = request.infer(inputs, share_inputs=True, share_outputs=True)
@@ -83,7 +96,51 @@ def _openvino(model: bytes, data: Tensor, threads: int) -> Workload:
     return run
 
 
-PEERS: dict[str, Callable[[bytes, Tensor, int], Workload]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
+def _jax(row: Row, threads: int) -> Workload:
+    import jax_layers
+
+    # Results share memory with JAX's, which lets nobody write to it; torch warns of that.
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+    jax_layers.use_threads(threads)
+    calls = [_jax_call(row, unroll) for unroll in jax_layers.UNROLL]
+    return min(calls, key=lambda call: min(timeit.repeat(call, number=1, repeat=5)))
+
+
+def _jax_call(row: Row, unroll: int) -> Workload:
+    import jax
+
+    import jax_layers
+
+    arrays = [jax.numpy.asarray(p.detach().numpy()) for p in build_module(row, nn).parameters()]
+    weights = [jax_layers.Weights(*arrays[first : first + 4]) for first in range(0, len(arrays), 4)]
+    data = jax.numpy.asarray(make_input(row).numpy())
+    directions = 2 if row.shape.bidirectional else 1
+    forward = functools.partial(jax_layers.layers, row.cell, directions, unroll)
+
+    if not row.category.training:
+        infer = jax.jit(forward)
+        return lambda: (_as_tensor(infer(data, weights)),)
+
+    size = (*data.shape[:2], directions * row.shape.hidden)
+    upstream = jax.numpy.asarray(make_upstream(row, size).numpy())
+
+    @jax.jit
+    def step(data: Any, weights: Any, upstream: Any) -> Any:
+        output, backward = jax.vjp(forward, data, weights)
+        return output, *backward(upstream)
+
+    def train() -> tuple[Tensor, ...]:
+        return tuple(map(_as_tensor, jax.tree.leaves(step(data, weights, upstream))))
+
+    return train
+
+
+def _as_tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(array))
+
+
+PEERS = {
+    "onnxruntime": Peer(_onnxruntime, trains=False, needs=("onnx", "onnxruntime")),
+    "openvino": Peer(_openvino, trains=False, needs=("onnx", "openvino")),
+    "jax": Peer(_jax, trains=True, needs=("jax",)),
 }

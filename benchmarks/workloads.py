@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,12 @@ def make_input(row: Row) -> Tensor:
     return torch.randn(size, generator=generator, dtype=getattr(torch, shape.dtype))
 
 
+def make_upstream(row: Row, size: Sequence[int]) -> Tensor:
+    """Random gradient of an output of that size: the same at every call."""
+    upstream = torch.randn(size, generator=torch.Generator().manual_seed(2))
+    return upstream.to(getattr(torch, row.shape.dtype))
+
+
 def build(row: Row, library: Any, *, frozen: bool = False) -> Workload:
     """The call to be timed, with everything around it prepared, freezing the module included."""
     module = build_module(row, library)
@@ -69,8 +75,7 @@ def build(row: Row, library: Any, *, frozen: bool = False) -> Workload:
     for leaf in leaves:
         leaf.requires_grad_()
     with torch.no_grad():
-        upstream = torch.randn(forward().shape, generator=torch.Generator().manual_seed(2))
-    upstream = upstream.to(leaves[0].dtype)
+        upstream = make_upstream(row, forward().shape)
 
     def train() -> tuple[Tensor, ...]:
         output = forward()
