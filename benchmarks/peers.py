@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ class Peer:
     needs: tuple[str, ...]
 
     def covers(self, row: Row) -> bool:
-        """Whether it can run a row: whole dense sequences in float32, without projection."""
+        """Whether it takes part in a row: whole dense sequences in float32, without projection."""
         shape = row.shape
         plain = not (shape.packed or shape.proj) and shape.dtype == "float32"
         return plain and row.category.kind == "layer" and row.category.training <= self.trains
@@ -97,13 +96,13 @@ def _openvino(row: Row, threads: int) -> Workload:
 
 
 def _jax(row: Row, threads: int) -> Workload:
+    """Its results stay JAX's arrays: those who go on with them need no tensors."""
     import jax_layers
 
-    # Results share memory with JAX's, which lets nobody write to it; torch warns of that.
-    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
     jax_layers.use_threads(threads)
-    calls = [_jax_call(row, unroll) for unroll in jax_layers.UNROLL]
-    return min(calls, key=lambda call: min(timeit.repeat(call, number=1, repeat=5)))
+    unrollings = jax_layers.unrollings(row.shape.steps, row.shape.hidden)
+    calls = [_jax_call(row, unroll) for unroll in unrollings]
+    return min(calls, key=lambda call: min(timeit.repeat(call, number=1, repeat=20)))
 
 
 def _jax_call(row: Row, unroll: int) -> Workload:
@@ -119,7 +118,7 @@ def _jax_call(row: Row, unroll: int) -> Workload:
 
     if not row.category.training:
         infer = jax.jit(forward)
-        return lambda: (_as_tensor(infer(data, weights)),)
+        return lambda: (infer(data, weights).block_until_ready(),)
 
     size = (*data.shape[:2], directions * row.shape.hidden)
     upstream = jax.numpy.asarray(make_upstream(row, size).numpy())
@@ -129,14 +128,7 @@ def _jax_call(row: Row, unroll: int) -> Workload:
         output, backward = jax.vjp(forward, data, weights)
         return output, *backward(upstream)
 
-    def train() -> tuple[Tensor, ...]:
-        return tuple(map(_as_tensor, jax.tree.leaves(step(data, weights, upstream))))
-
-    return train
-
-
-def _as_tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.asarray(array))
+    return lambda: tuple(jax.tree.leaves(jax.block_until_ready(step(data, weights, upstream))))
 
 
 PEERS = {

@@ -65,7 +65,7 @@ constexpr int64_t kRowsAhead = 4;
 // LSTM H = 32 8.8 and 8.5, H = 64 24.8 and 26.4, GRU H = 32 7.7 and 7.3; I = 32, H = 32 the same,
 // RNN, I = 64, H = 128 22.8 and 31.6),
 constexpr int64_t few_inputs(int64_t hh_bytes) {
-  if (kSimdBytes < 64) return 0;  // not timed
+  if (kSimdBytes < 64) return 0;  // not timed, nor are float64 and RNNs of 2 to 8 inputs
   return hh_bytes <= kL1Bytes / 2 ? 8 : 1;
 }
 // or this many where the weights together have more than kBeyondCachesBytes bytes: those do not
@@ -90,8 +90,8 @@ constexpr int64_t kAheadSums = 512 << 10;
 constexpr int64_t kFewestAhead = 8;
 // Where all steps together have up to so many bytes of sums, one product makes them, a few blocks
 // at a time, and what it reads of w_ih is packed just before, to stay in L2 (T = 25: LSTM H = 1024,
-// B = 4 13.6 ms and 12.1, H = 512 2.14 and 2.11, GRU H = 512, B = 1 0.91 and 0.89; T = 60, I = 1, H
-// = 32 6.1 us and 5.8; two threads, LSTM H = 1024, B = 4 14 % less, the others as before).
+// B = 4 13.6 ms and 12.1, H = 512 2.14 and 2.11, GRU H = 512, B = 1 0.91 and 0.89; two threads,
+// LSTM H = 1024, B = 4 14 % less, the others as before).
 constexpr int64_t kAheadAtOnce = 2 << 20;
 // The lanes of those products are units, with w_ih packed, or, where a w_ih of more than this many
 // bytes would be packed for a few rows, rows of x, with x packed instead. Packing 4 MB takes as
@@ -1015,10 +1015,11 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   plan.near = kGates > 1 && PackedWeights<Cell, E>::kAbreast == kGates &&
               hh_bytes > kL1Bytes * wanted.units && hh_bytes <= kNearBytes * wanted.units;
   plan.beyond_caches = hh_bytes + ih_bytes > kBeyondCachesBytes;
-  const bool in_the_step = I <= few_inputs(hh_bytes) && !plan.h_in_place;
-  plan.ahead = !plan.x_in_place && shape.T > 1 &&
-               (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory
-                                   : thread_rows <= kRowsAhead && !in_the_step);
+  // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
+  const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
+  plan.ahead =
+      !plan.x_in_place && shape.T > 1 &&
+      (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory : thread_rows <= kRowsAhead && !few);
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
     plan.steps_ahead = kAheadSums / step_bytes;

@@ -836,6 +836,13 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 1, 16, 470, 390, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 1, 27, 540, 400, 0, true, true, false, false, 1});
   all.push_back({CellKind::rnn_relu, 1, 21, 300, 600, 0, true, true, false, false, 1});
+  // Few inputs, with AVX-512 in the step, of w_hh that L1 does not hold; and few rows ahead of it.
+  for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh}) {
+    all.push_back({kind, 20, 1, 1, 131, 0, true, true, false, true, 1});
+    all.push_back({kind, 9, 3, 1, 97, 0, true, false, true, false, 2});
+    all.push_back({kind, 6, 4, 11, 33, 0, true, true, false, false, 1});
+    all.push_back({kind, 6, 2, 11, 41, 0, true, true, true, true, 1});
+  }
   return all;
 }
 
