@@ -112,7 +112,7 @@ def check_agreement(row: Row, contestants: dict[str, Workload]) -> None:
 
 
 def _as_tensor(result: Any) -> torch.Tensor:
-    return result if isinstance(result, torch.Tensor) else torch.tensor(result.tolist())
+    return result if isinstance(result, torch.Tensor) else torch.from_dlpack(result)
 
 
 def time_in_turn(contestants: dict[str, Workload], budget: float) -> dict[str, float]:

@@ -100,7 +100,9 @@ def _jax(row: Row, threads: int) -> Workload:
     import jax_layers
 
     jax_layers.use_threads(threads)
-    unrollings = jax_layers.unrollings(row.shape.steps, row.shape.hidden)
+    shape = row.shape
+    stack = shape.layers > 1 or shape.bidirectional
+    unrollings = jax_layers.unrollings(shape.steps, shape.hidden, row.category.training and stack)
     calls = [_jax_call(row, unroll) for unroll in unrollings]
     return min(calls, key=lambda call: min(timeit.repeat(call, number=1, repeat=20)))
 

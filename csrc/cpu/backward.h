@@ -109,7 +109,8 @@ struct BackwardStep {
     } else {
       Vec<T> sum[R][NB][1];
       const RowsAnywhere<E, R> a = begin(row, sum);
-      multiply<InOrder<1>>(sum, a, K, right().at(block), right().k_stride, right().block_stride);
+      multiply<InOrder<1>>(sum, a, K, right().at(block), right().k_stride, right().block_stride, 0,
+                           right().far);
       finish_tile(*this, row, block, sum);
     }
   }
@@ -217,7 +218,7 @@ struct HiddenGradient {
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) sum[r][b][0] = Vec<T>::zero();
     }
-    multiply<InOrder<1>>(sum, a, K, hh.at(block), hh.k_stride, hh.block_stride);
+    multiply<InOrder<1>>(sum, a, K, hh.at(block), hh.k_stride, hh.block_stride, 0, hh.far);
     finish_tile(*this, row, block, sum);
   }
 
@@ -278,6 +279,7 @@ void input_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
                        add};
     if (packed != nullptr) {
       product.b = Columns<E>::packed(packed, product.K);
+      product.b.far = gates * H * I * static_cast<int64_t>(sizeof(E)) > kFromMemory;
       multiply_matrices(product, rows.size(), {0, blocks_of<sum_t<E>>(I)});
       packed += PackedColumns<Cell, E>::size(I, product.K);
     } else {
@@ -640,6 +642,7 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   } else if constexpr (!kGrouped) {
     if (!pack_hh) plan.hh = Columns<E>::in_place(args.weights.w_hh, O);
   }
+  plan.hh.far = depth * O * static_cast<int64_t>(sizeof(E)) > kFromMemory;
   plan.hr = Columns<E>::packed(plan.packed_hr, P);
 
   Barrier barrier(wanted.rows * wanted.units);

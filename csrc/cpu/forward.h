@@ -18,10 +18,11 @@
 constexpr int64_t kRowsInPlace = 8;
 constexpr int64_t kRowsInPlaceWide = 32;
 constexpr int64_t kWideBytes = 2 << 20;
-// One row reads a w_hh of more than this many bytes in place at every step: it comes from memory
-// each time anyway, and a panel would only add its own traffic (H = 1536, 38 MB: 53 ms against 74;
-// at 16 MB panels are a sixth faster, below it neither wins everywhere).
-constexpr int64_t kInPlaceBytes = 24 << 20;
+// One row of several threads reads a w_hh of more than this many bytes in place at every step: they
+// share what memory gives, and packing would write as much as it reads (two threads, T = 50, in
+// place and from panels: GRU H = 1536, 28 MB, 12.2 ms and 11.1, LSTM H = 1536, 38 MB, 18.8
+// and 19.3, GRU H = 2048, 50 MB, 36.3 and 39.5, LSTM 60 and 67).
+constexpr int64_t kInPlaceOfThreads = 32 << 20;
 // Of up to this many steps one row reads both weights in place, w_ih unless it has more than
 // kLanesBytes bytes (AVX2, two steps of LSTM H = 64: 11.2 us and 5.7, H = 128: 46 and 21; four
 // steps of H = 256: 165 us and 123, of H = 512 1.10 ms and 0.54),
@@ -31,11 +32,13 @@ constexpr int64_t kStepsInPlace = 4;
 // 39.2, T = 32 74.5 and 74.7; H = 256, T = 25 244 and 229, T = 40 357 and 347; H = 512, T = 8 502
 // and 459, T = 40 1766 and 1755; H = 768, T = 32 3900 and 3540; H = 1024, T = 32 7740 and 6830; GRU
 // H = 256, T = 16 121 and 108, H = 512, T = 40 1264 and 1294, RNN 373 and 334; H = 64, T = 16 12.1
-// and 14.0. AVX2, LSTM H = 512: T = 16 2.9 ms and 1.9, T = 50 6.3 and 7.2).
-// `wide` are weights of more than kWideBytes.
+// and 14.0; of more than 24 MB, ms, LSTM H = 1536, T = 16 13.1 and 12.8, T = 24 17.2 and 18.0, T =
+// 50 31.9 and 35.7, GRU 21.2 and 23.9. AVX2, LSTM H = 512: T = 16 2.9 ms and 1.9, T = 50 6.3
+// and 7.2). `wide` are weights of more than kWideBytes.
 constexpr int64_t steps_in_place(int64_t hh_bytes, bool wide) {
   if (kSimdBytes < 64) return wide ? 16 : kStepsInPlace;
-  return hh_bytes > 8 << 20     ? 32
+  return hh_bytes > 24 << 20    ? 20
+         : hh_bytes > 8 << 20   ? 32
          : hh_bytes >= 1 << 20  ? 40
          : hh_bytes > 128 << 10 ? 16
                                 : kStepsInPlace;
@@ -107,9 +110,10 @@ constexpr int64_t kFewRowsAhead = 32;
 // (I = H = 1024, B = 1: T = 50 12.2 ms and 11.5, T = 100 22.4 and 22.0; B = 8, T = 25: 20.6 and
 // 21.9),
 constexpr int kLanesAbreast = 4;
-// or in up to so many readings of a w_ih of more than kInPlaceBytes bytes (I = H = 1536: T = 50,
-// B = 1 46 ms and 42, B = 4 74 and 68; T = 25, B = 8 57 and 53).
+// or in up to so many readings of a w_ih of more than this many bytes (I = H = 1536: T = 50, B = 1
+// 46 ms and 42, B = 4 74 and 68; T = 25, B = 8 57 and 53).
 constexpr int64_t kReadingsInPlace = 4;
+constexpr int64_t kReadAgainBytes = 24 << 20;
 
 // Without an h0 the first step needs no product with w_hh, if that is finite. Packing looks, where
 // such a product is more than the looking: rows times weights of more than this many bytes (LSTM, H
@@ -195,6 +199,7 @@ struct ForwardPlan {
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
+  bool far = false;            // w_hh comes from memory (tile.h, kFromMemory)
   bool near = false;           // one row reads w_hh a panel at a time
   bool ahead = false;          // input products before the steps,
   bool x_as_lanes = false;     // whose lanes are rows of x instead of units
@@ -323,11 +328,11 @@ struct ForwardStep {
     }
     multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
                                   plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
-                                  Packed::panel(x_size()), Packed::part(x_size()));
+                                  Packed::panel(x_size()), Packed::part(x_size()), plan.far);
     if (from_zeros) return;
     multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
                                   plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
-                                  Packed::panel(h_size()), Packed::part(h_size()));
+                                  Packed::panel(h_size()), Packed::part(h_size()), plan.far);
   }
 
   // A tile whose input products are there and which calls for its share of the next block's panel.
@@ -1009,11 +1014,12 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
     plan.h_in_place =
-        plan.x_in_place ||
-        (shape.B == 1 && (hh_bytes > kInPlaceBytes || shape.T <= steps_in_place(hh_bytes, wide)));
+        plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place(hh_bytes, wide) ||
+                                             (wanted.units > 1 && hh_bytes > kInPlaceOfThreads)));
   }
   plan.near = kGates > 1 && PackedWeights<Cell, E>::kAbreast == kGates &&
               hh_bytes > kL1Bytes * wanted.units && hh_bytes <= kNearBytes * wanted.units;
+  plan.far = hh_bytes > kFromMemory;
   plan.beyond_caches = hh_bytes + ih_bytes > kBeyondCachesBytes;
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
@@ -1026,7 +1032,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     if (plan.steps_ahead < kFewestAhead) plan.steps_ahead = kFewestAhead;
     constexpr int64_t kRows = kLanesAbreast * kLanes;
     constexpr int64_t kFewRows = kFewRowsAhead < kRows ? kFewRowsAhead : kRows;
-    const int64_t most = ih_bytes > kInPlaceBytes    ? kReadingsInPlace * kRows
+    const int64_t most = ih_bytes > kReadAgainBytes  ? kReadingsInPlace * kRows
                          : ih_bytes > kLanesBytes    ? kRows
                          : ih_bytes > kLanesBytesFew ? kFewRows
                                                      : 0;

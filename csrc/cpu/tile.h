@@ -90,6 +90,12 @@ class InTurns {
 // slower; AVX2, B = 1, LSTM H = 256 657 and 622).
 constexpr int kMostInTurns = 2;
 constexpr int64_t kLongInTurns = 128;
+// Not so where the right-hand operand comes from memory, as one of more than this many bytes does
+// in part: there the processor's guesses are what fetches it in time (Zen 5, T = 50, B = 1, in
+// turns and not: LSTM H = 1536 32.2 ms and 27.3, H = 1200 14.8 and 13.5, H = 1024 9.30 and 9.01, H
+// = 768, 9 MB, 4.67 and 4.76, GRU H = 1536 21.3 and 17.7, H = 896, 10 MB, 5.07 and 4.84; T = 1,
+// LSTM H = 1536 0.56 and 0.42).
+constexpr int64_t kFromMemory = 8 << 20;
 
 // sum[r][b][map(v)] += sum over k of
 //     a.at(r, k) * panel[b * block_stride + k * k_stride + v / kAbreast * part_stride
@@ -97,11 +103,12 @@ constexpr int64_t kLongInTurns = 128;
 //
 // k counts groups in this formula; K and the strides count elements. Map says which of kSums sums
 // the v-th vector of the panel adds to. Where the tile has fewer sums than the additions that the
-// machine keeps in flight, k is cut into interleaved parts.
+// machine keeps in flight, k is cut into interleaved parts. `far` says that panels come from
+// memory.
 template <typename Map, int R, int NB, int kSums, typename E, typename Rows>
 FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a, int64_t K,
                                const E* panel, int64_t k_stride, int64_t block_stride,
-                               int64_t part_stride = 0) {
+                               int64_t part_stride = 0, bool far = false) {
   using Op = Operand<E>;
   using T = sum_t<E>;
   constexpr int kGroup = Op::kGroup;
@@ -116,7 +123,7 @@ FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a
   const auto offset = [&](int b, int v) __attribute__((always_inline)) {
     return b * block_stride + v / kAbreast * part_stride + v % kAbreast * kElements;
   };
-  constexpr bool kInTurns = R <= kMostInTurns;
+  const bool in_turns = R <= kMostInTurns && K >= kLongInTurns && !far;
   int64_t k = 0;
   if constexpr (kParts == 1) {
     const auto step = [&](const E* panel, auto&& group) __attribute__((always_inline)) {
@@ -141,7 +148,7 @@ FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a
       step(panel + k / kGroup * k_stride,
            [&](int r) __attribute__((always_inline)) { return a.at(r, k); });
     };
-    if (kInTurns && K >= kLongInTurns) {
+    if (in_turns) {
       InTurns<kGroup> turns(K);
       for (; turns.has_pair(); turns.next()) {
         visit(turns.first());
@@ -185,7 +192,7 @@ FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a
              [&](int r) __attribute__((always_inline)) { return a.at(r, k + p * kGroup); });
       }
     };
-    if (kInTurns && K >= kLongInTurns) {
+    if (in_turns) {
       InTurns<kParts * kGroup> turns(K);
       for (; turns.has_pair(); turns.next()) {
         all_parts(turns.first(), panel + turns.first() / kGroup * k_stride);

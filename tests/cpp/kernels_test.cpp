@@ -788,6 +788,10 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 2, 7, 3, 1300, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 2, 1, 3, 1500, 0, true, true, false, false, 1});
+  // w_hh from memory: panels of one row, and of two.
+  all.push_back({CellKind::lstm, 21, 1, 3, 1300, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 2, 2, 3, 1500, 0, true, true, false, false, 2});
+  all.push_back({CellKind::rnn_tanh, 2, 2, 3, 2100, 0, true, true, true, true, 1});
   // Input products whose lanes are rows of x: partly filled, dense and packed, with a projection,
   // in several readings of w_ih (vectors of up to 32 bytes).
   all.push_back({CellKind::lstm, 5, 1, 2100, 257, 0, true, true, false, false, 1});
