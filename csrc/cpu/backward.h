@@ -110,7 +110,7 @@ struct BackwardStep {
       Vec<T> sum[R][NB][1];
       const RowsAnywhere<E, R> a = begin(row, sum);
       multiply<InOrder<1>>(sum, a, K, right().at(block), right().k_stride, right().block_stride, 0,
-                           right().far);
+                           right().from_memory);
       finish_tile(*this, row, block, sum);
     }
   }
@@ -126,7 +126,7 @@ struct BackwardStep {
     V sum[R][NB][1];
     const RowsAnywhere<E, R> a = begin(row, sum);
     multiply_in_pieces<InOrder<1>, R * kLines>(
-        sum, a, K, right().at(block), right().k_stride, right().block_stride,
+        sum, a, K, right().at(block), right().k_stride, right().block_stride, right().from_memory,
         [&](int piece) __attribute__((always_inline)) {
           const int64_t unit = block * V::kLanes + piece % kLines * kLine;
           call_for(rows[row + piece / kLines], back ? unit : unit + kLine - 1);
@@ -218,7 +218,7 @@ struct HiddenGradient {
 #pragma GCC unroll 8
       for (int b = 0; b < NB; ++b) sum[r][b][0] = Vec<T>::zero();
     }
-    multiply<InOrder<1>>(sum, a, K, hh.at(block), hh.k_stride, hh.block_stride, 0, hh.far);
+    multiply<InOrder<1>>(sum, a, K, hh.at(block), hh.k_stride, hh.block_stride, 0, hh.from_memory);
     finish_tile(*this, row, block, sum);
   }
 
@@ -279,7 +279,7 @@ void input_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chu
                        add};
     if (packed != nullptr) {
       product.b = Columns<E>::packed(packed, product.K);
-      product.b.far = gates * H * I * static_cast<int64_t>(sizeof(E)) > kFromMemory;
+      product.b.from_memory = comes_from_memory<E>(product.K, I);
       multiply_matrices(product, rows.size(), {0, blocks_of<sum_t<E>>(I)});
       packed += PackedColumns<Cell, E>::size(I, product.K);
     } else {
@@ -642,8 +642,9 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   } else if constexpr (!kGrouped) {
     if (!pack_hh) plan.hh = Columns<E>::in_place(args.weights.w_hh, O);
   }
-  plan.hh.far = depth * O * static_cast<int64_t>(sizeof(E)) > kFromMemory;
+  plan.hh.from_memory = comes_from_memory<E>(depth, O);
   plan.hr = Columns<E>::packed(plan.packed_hr, P);
+  plan.hr.from_memory = comes_from_memory<E>(P, H);
 
   Barrier barrier(wanted.rows * wanted.units);
   auto body = [&](int id, int team) {

@@ -18,10 +18,11 @@
 constexpr int64_t kRowsInPlace = 8;
 constexpr int64_t kRowsInPlaceWide = 32;
 constexpr int64_t kWideBytes = 2 << 20;
-// One row of several threads reads a w_hh of more than this many bytes in place at every step: they
+// One row reads a w_hh of more than this many bytes in place at every step where several threads
 // share what memory gives, and packing would write as much as it reads (two threads, T = 50, in
 // place and from panels: GRU H = 1536, 28 MB, 12.2 ms and 11.1, LSTM H = 1536, 38 MB, 18.8
-// and 19.3, GRU H = 2048, 50 MB, 36.3 and 39.5, LSTM 60 and 67).
+// and 19.3, GRU H = 2048, 50 MB, 36.3 and 39.5, LSTM 60 and 67; both directions side by side, LSTM
+// H = 1536, T = 21 28.4 and 31.3).
 constexpr int64_t kInPlaceOfThreads = 32 << 20;
 // Of up to this many steps one row reads both weights in place, w_ih unless it has more than
 // kLanesBytes bytes (AVX2, two steps of LSTM H = 64: 11.2 us and 5.7, H = 128: 46 and 21; four
@@ -34,10 +35,13 @@ constexpr int64_t kStepsInPlace = 4;
 // H = 256, T = 16 121 and 108, H = 512, T = 40 1264 and 1294, RNN 373 and 334; H = 64, T = 16 12.1
 // and 14.0; of more than 24 MB, ms, LSTM H = 1536, T = 16 13.1 and 12.8, T = 24 17.2 and 18.0, T =
 // 50 31.9 and 35.7, GRU 21.2 and 23.9. AVX2, LSTM H = 512: T = 16 2.9 ms and 1.9, T = 50 6.3
-// and 7.2). `wide` are weights of more than kWideBytes.
+// and 7.2; of 81 MB, for which memory is allocated at every call, AVX-512, LSTM H = 2304, T = 21
+// 46.3 ms and 42.8, T = 40 81.6 and 81). `wide` are weights of more than kWideBytes.
 constexpr int64_t steps_in_place(int64_t hh_bytes, bool wide) {
   if (kSimdBytes < 64) return wide ? 16 : kStepsInPlace;
-  return hh_bytes > 24 << 20    ? 20
+  constexpr auto kept = static_cast<int64_t>(Workspace::kKept);
+  return hh_bytes > kept        ? 45
+         : hh_bytes > 24 << 20  ? 20
          : hh_bytes > 8 << 20   ? 32
          : hh_bytes >= 1 << 20  ? 40
          : hh_bytes > 128 << 10 ? 16
@@ -199,7 +203,8 @@ struct ForwardPlan {
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
-  bool far = false;            // w_hh comes from memory (tile.h, kFromMemory)
+  bool x_from_memory = false;  // tile.h: w_ih
+  bool h_from_memory = false;  // and w_hh
   bool near = false;           // one row reads w_hh a panel at a time
   bool ahead = false;          // input products before the steps,
   bool x_as_lanes = false;     // whose lanes are rows of x instead of units
@@ -326,13 +331,14 @@ struct ForwardStep {
         for (int s = 0; s < Cell::kSums; ++s) sum[r][b][s] = begin(row + r, block + b, s);
       }
     }
-    multiply<typename Cell::XMap>(sum, rows_of<R>(row, &ForwardRow<E>::x), I,
-                                  plan.packed.x + block * Packed::panel(x_size()), Packed::kStride,
-                                  Packed::panel(x_size()), Packed::part(x_size()), plan.far);
+    multiply<typename Cell::XMap>(
+        sum, rows_of<R>(row, &ForwardRow<E>::x), I, plan.packed.x + block * Packed::panel(x_size()),
+        Packed::kStride, Packed::panel(x_size()), Packed::part(x_size()), plan.x_from_memory);
     if (from_zeros) return;
     multiply<typename Cell::HMap>(sum, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
                                   plan.packed.h + block * Packed::panel(h_size()), Packed::kStride,
-                                  Packed::panel(h_size()), Packed::part(h_size()), plan.far);
+                                  Packed::panel(h_size()), Packed::part(h_size()),
+                                  plan.h_from_memory);
   }
 
   // A tile whose input products are there and which calls for its share of the next block's panel.
@@ -351,7 +357,7 @@ struct ForwardStep {
     }
     multiply_in_pieces<InOrder<kGates>, kPiecesOfPanel>(
         with_h, rows_of<R>(row, &ForwardRow<E>::h_prev), from_zeros ? 0 : h_size(),
-        plan.packed.h + block * Packed::panel(h_size()), Packed::kStride, 0,
+        plan.packed.h + block * Packed::panel(h_size()), Packed::kStride, 0, plan.h_from_memory,
         [&](int piece) __attribute__((always_inline)) { call_for_panel<R>(row, block, piece); });
     V sum[R][1][Cell::kSums];
 #pragma GCC unroll 8
@@ -828,7 +834,8 @@ struct InputProducts {
     multiply<Gates<kCount>>(sum, from, I,
                             panels + (block - first_block) * Packed::panel(I) +
                                 kFirst / Packed::kAbreast * Packed::part(I),
-                            Packed::kStride, Packed::panel(I), Packed::part(I));
+                            Packed::kStride, Packed::panel(I), Packed::part(I),
+                            plan.x_from_memory && !plan.x_by_block);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       T* to =
@@ -960,10 +967,12 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     }
     if (shape.P > 0) {
       if (!mine.alone) member.wait();
+      Columns<E> projection = Columns<E>::packed(plan.packed.projection, H);
+      projection.from_memory = comes_from_memory<E>(H, O);
       const Product<E, Left::rows, E> project{
           plan.unprojected + mine.rows.begin * H,
           H,
-          Columns<E>::packed(plan.packed.projection, H),
+          projection,
           H,
           args.out + (step.offset + mine.rows.begin) * args.out_stride,
           args.out_stride,
@@ -1010,16 +1019,18 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(E));
   const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(E));
   const bool wide = hh_bytes + ih_bytes >= kWideBytes;
+  const bool many = wanted.units > 1 || threads.beside;
   if (args.packed == nullptr) {
     plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place(hh_bytes, wide) ||
-                                             (wanted.units > 1 && hh_bytes > kInPlaceOfThreads)));
+                                             (many && hh_bytes > kInPlaceOfThreads)));
   }
   plan.near = kGates > 1 && PackedWeights<Cell, E>::kAbreast == kGates &&
               hh_bytes > kL1Bytes * wanted.units && hh_bytes <= kNearBytes * wanted.units;
-  plan.far = hh_bytes > kFromMemory;
+  plan.x_from_memory = comes_from_memory<E>(kGates * H, I);
+  plan.h_from_memory = comes_from_memory<E>(kGates * H, O);
   plan.beyond_caches = hh_bytes + ih_bytes > kBeyondCachesBytes;
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;

@@ -160,8 +160,10 @@ struct BackwardArgs {
 struct Threads {
   int limit;
   void (*run)(int count, void (*body)(void* context, int id, int team), void* context);
+  bool beside = false;  // others run at the same time
 
-  Threads one() const { return {1, run}; }
+  // For a layer beside others.
+  Threads one() const { return {1, run, true}; }
 };
 
 template <typename E>

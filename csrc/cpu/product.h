@@ -38,12 +38,12 @@ struct Product {
       RowsAnywhere<E, R> rows;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) rows.row[r] = a + (row + r) * a_stride;
-      multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride, 0, b.far);
+      multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride, 0, b.from_memory);
     } else {
       const RowsOfTranspose<E> rows =
           kLeft == Left::columns ? RowsOfTranspose<E>{a + row * Operand<E>::kGroup, a_stride}
                                  : RowsOfTranspose<E>{a + row * a_stride, R};
-      multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride, 0, b.far);
+      multiply<InOrder<1>>(sum, rows, K, b.at(block), b.k_stride, b.block_stride, 0, b.from_memory);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -126,7 +126,7 @@ bool worth_packing(int64_t columns, int64_t uses, int64_t few = kFewUses) {
 // packed: LSTM H = 512, T = 25, B = 1 4.60 ms and 4.44, T = 1, B = 16 2.22 and 1.95, H = 1024, B =
 // 16 13.6 and 12.1, GRU H = 512, T = 25, B = 1 4.73 and 4.64; of 1 MB, LSTM H = 256 0.78 and 0.80).
 constexpr int64_t kLeavesCaches = 1 << 20;
-constexpr int64_t kFewUsesOfFar = 1;
+constexpr int64_t kFewUsesOutsideCaches = 1;
 
 // The product for M rows and all columns, where b is given as rows: each part is packed just before
 // it is used.
@@ -135,10 +135,10 @@ void multiply_parts(Product<E, kLeft> product, const OperandRows<E>& b, int64_t 
   const Range blocks{0, blocks_of<sum_t<E>>(product.N)};
   if constexpr (Operand<E>::kGroup == 1) {
     const int64_t bytes = product.K * product.N * static_cast<int64_t>(sizeof(E));
-    const int64_t few = bytes > kLeavesCaches ? kFewUsesOfFar : kFewUses;
+    const int64_t few = bytes > kLeavesCaches ? kFewUsesOutsideCaches : kFewUses;
     if (b.anywhere == nullptr && !worth_packing<E>(product.N, M / kTileRows, few)) {
       product.b = Columns<E>::in_place(b.data, b.stride);
-      product.b.far = bytes > kFromMemory;
+      product.b.from_memory = comes_from_memory<E>(product.K, product.N);
       return multiply_matrices(product, M, blocks);
     }
   }

@@ -91,11 +91,16 @@ class InTurns {
 constexpr int kMostInTurns = 2;
 constexpr int64_t kLongInTurns = 128;
 // Not so where the right-hand operand comes from memory, as one of more than this many bytes does
-// in part: there the processor's guesses are what fetches it in time (Zen 5, T = 50, B = 1, in
-// turns and not: LSTM H = 1536 32.2 ms and 27.3, H = 1200 14.8 and 13.5, H = 1024 9.30 and 9.01, H
-// = 768, 9 MB, 4.67 and 4.76, GRU H = 1536 21.3 and 17.7, H = 896, 10 MB, 5.07 and 4.84; T = 1,
-// LSTM H = 1536 0.56 and 0.42).
+// in part (of 8 to 10 MB LSTMs lose 2 %, GRUs gain 5): there the processor's guesses are what
+// fetches it in time (Zen 5, T = 50, B = 1, in turns and not: LSTM H = 1536 32.2 ms and 27.3, H =
+// 1200 14.8 and 13.5, H = 1024 9.30 and 9.01, H = 768, 9 MB, 4.67 and 4.76, GRU H = 1536 21.3
+// and 17.7, H = 896, 10 MB, 5.07 and 4.84; T = 1, LSTM H = 1536 0.56 and 0.42).
 constexpr int64_t kFromMemory = 8 << 20;
+
+template <typename E>
+constexpr bool comes_from_memory(int64_t K, int64_t columns) {
+  return K * columns * static_cast<int64_t>(sizeof(E)) > kFromMemory;
+}
 
 // sum[r][b][map(v)] += sum over k of
 //     a.at(r, k) * panel[b * block_stride + k * k_stride + v / kAbreast * part_stride
@@ -103,12 +108,11 @@ constexpr int64_t kFromMemory = 8 << 20;
 //
 // k counts groups in this formula; K and the strides count elements. Map says which of kSums sums
 // the v-th vector of the panel adds to. Where the tile has fewer sums than the additions that the
-// machine keeps in flight, k is cut into interleaved parts. `far` says that panels come from
-// memory.
+// machine keeps in flight, k is cut into interleaved parts.
 template <typename Map, int R, int NB, int kSums, typename E, typename Rows>
 FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a, int64_t K,
                                const E* panel, int64_t k_stride, int64_t block_stride,
-                               int64_t part_stride = 0, bool far = false) {
+                               int64_t part_stride = 0, bool from_memory = false) {
   using Op = Operand<E>;
   using T = sum_t<E>;
   constexpr int kGroup = Op::kGroup;
@@ -123,7 +127,7 @@ FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a
   const auto offset = [&](int b, int v) __attribute__((always_inline)) {
     return b * block_stride + v / kAbreast * part_stride + v % kAbreast * kElements;
   };
-  const bool in_turns = R <= kMostInTurns && K >= kLongInTurns && !far;
+  const bool in_turns = R <= kMostInTurns && K >= kLongInTurns && !from_memory;
   int64_t k = 0;
   if constexpr (kParts == 1) {
     const auto step = [&](const E* panel, auto&& group) __attribute__((always_inline)) {
@@ -232,7 +236,7 @@ FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a
 template <typename Map, int kPieces, int R, int NB, int kSums, typename E, typename Meanwhile>
 FUSED_RNN_INLINE void multiply_in_pieces(Vec<sum_t<E>> (&sum)[R][NB][kSums],
                                          const RowsAnywhere<E, R>& a, int64_t K, const E* panel,
-                                         int64_t k_stride, int64_t block_stride,
+                                         int64_t k_stride, int64_t block_stride, bool from_memory,
                                          const Meanwhile& meanwhile) {
   constexpr int kGroup = Operand<E>::kGroup;
   const int64_t length = K / (kPieces * kGroup) * kGroup;
@@ -241,7 +245,7 @@ FUSED_RNN_INLINE void multiply_in_pieces(Vec<sum_t<E>> (&sum)[R][NB][kSums],
     const int64_t end = piece + 1 < kPieces ? begin + length : K;
     meanwhile(piece);
     multiply<Map>(sum, a.from(begin), end - begin, panel + begin / kGroup * k_stride, k_stride,
-                  block_stride);
+                  block_stride, 0, from_memory);
     begin = end;
   }
 }
