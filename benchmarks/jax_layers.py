@@ -27,8 +27,8 @@ def unrollings(steps: int, hidden: int, trains_stack: bool) -> tuple[int, ...]:
 
     Eight are faster than one in some small layers, 2 and 4 hardly ever. All of them halve the time
     of others (GRU I1 H32 T60 B1 37 us and 18, H64 T50 B16 0.86 ms and 0.32). They are tried where
-    compiling them takes seconds; in training a stack it takes up to a minute, and is slower than a
-    scan in every shape tried.
+    compiling them takes seconds. Those of a stack in training take up to a minute, and are slower
+    than a scan in every shape tried.
     """
     return (1, 8, steps) if steps <= 64 and hidden <= 64 and not trains_stack else (1, 8)
 

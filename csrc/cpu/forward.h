@@ -203,8 +203,8 @@ struct ForwardPlan {
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
-  bool x_from_memory = false;  // tile.h: w_ih
-  bool h_from_memory = false;  // and w_hh
+  bool x_from_memory = false;  // w_ih comes from memory (comes_from_memory in tile.h),
+  bool h_from_memory = false;  // w_hh does
   bool near = false;           // one row reads w_hh a panel at a time
   bool ahead = false;          // input products before the steps,
   bool x_as_lanes = false;     // whose lanes are rows of x instead of units
@@ -1019,13 +1019,13 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(E));
   const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(E));
   const bool wide = hh_bytes + ih_bytes >= kWideBytes;
-  const bool many = wanted.units > 1 || threads.beside;
+  const bool shares_memory = wanted.units > 1 || threads.beside;
   if (args.packed == nullptr) {
     plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place(hh_bytes, wide) ||
-                                             (many && hh_bytes > kInPlaceOfThreads)));
+                                             (shares_memory && hh_bytes > kInPlaceOfThreads)));
   }
   plan.near = kGates > 1 && PackedWeights<Cell, E>::kAbreast == kGates &&
               hh_bytes > kL1Bytes * wanted.units && hh_bytes <= kNearBytes * wanted.units;

@@ -97,7 +97,7 @@ struct Columns {
   const E* data;
   int64_t k_stride;
   int64_t block_stride;
-  bool from_memory = false;  // tile.h
+  bool from_memory = false;  // comes_from_memory in tile.h
 
   const E* at(int64_t block, int64_t k = 0) const {
     return data + block * block_stride + k / Operand<E>::kGroup * k_stride;

@@ -97,6 +97,7 @@ constexpr int64_t kLongInTurns = 128;
 // and 17.7, H = 896, 10 MB, 5.07 and 4.84; T = 1, LSTM H = 1536 0.56 and 0.42).
 constexpr int64_t kFromMemory = 8 << 20;
 
+// Whether an operand of so many columns, K deep, does.
 template <typename E>
 constexpr bool comes_from_memory(int64_t K, int64_t columns) {
   return K * columns * static_cast<int64_t>(sizeof(E)) > kFromMemory;
@@ -109,6 +110,7 @@ constexpr bool comes_from_memory(int64_t K, int64_t columns) {
 // k counts groups in this formula; K and the strides count elements. Map says which of kSums sums
 // the v-th vector of the panel adds to. Where the tile has fewer sums than the additions that the
 // machine keeps in flight, k is cut into interleaved parts.
+// `from_memory` is what comes_from_memory says of all panels together.
 template <typename Map, int R, int NB, int kSums, typename E, typename Rows>
 FUSED_RNN_INLINE void multiply(Vec<sum_t<E>> (&sum)[R][NB][kSums], const Rows& a, int64_t K,
                                const E* panel, int64_t k_stride, int64_t block_stride,
