@@ -158,6 +158,29 @@ def test_nan_and_inf_of_a_cell(kind: str, dtype: torch.dtype) -> None:
                 )
 
 
+@pytest.mark.parametrize("B", [3, 7])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_nan_and_inf_in_large_weights(kind: str, B: int) -> None:
+    """In the first, some and the last block of units, which are packed, and looked at, one after
+    the other."""
+    case = Case(kind, 3, B, 520, 401, hx=False)
+    ours, theirs = (case.module(package, torch.float32) for package in (fused_rnn, nn))
+    x, _ = case.tensors(torch.float32)
+    weights = {key: value.clone() for key, value in ours.state_dict().items()}
+    for row in (0, 401 + 203, -1):
+        for poison in (float("nan"), float("inf"), -float("inf")):
+            poisoned = {key: value.clone() for key, value in weights.items()}
+            poisoned["weight_hh_l0"][row, 11] = poison
+            found = []
+            for module in (ours, theirs):
+                module.load_state_dict(poisoned)
+                found.append(flatten(module(x)))
+            for index, (one, other) in enumerate(zip(*found, strict=True)):
+                same_kind_of_number(
+                    f"{poison} in row {row}: {index}", one, other, TOLERANCE[torch.float32]
+                )
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)

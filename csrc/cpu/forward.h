@@ -84,13 +84,21 @@ constexpr int64_t few_inputs(int64_t hh_bytes) {
 // thread, 16.8 against 15.9 on two).
 constexpr int64_t kRowsAheadOfMemory = 64;
 constexpr int64_t kBeyondCachesBytes = 20 << 20;
-// With so many rows or more, a tile of LSTMs and GRUs calls there for its share of the next block's
-// panel while its own product runs, where 32 registers hold a tile's sums (AVX-512, B = 32: LSTM H
-// = 1024 59.6 ms and 57.5, H = 832 39.0 and 37.7, GRU: no difference; where the weights stay in L3
-// 1 % slower, in L2 up to 19 %),
-constexpr int kFewestOfFar = 3;
-// in so many pieces of the product.
-constexpr int kPiecesOfPanel = 64;
+// There a tile calls for its share of the next block's panel while its own product runs, if it has
+// so many rows (AVX-512, B = 32: LSTM H = 1024 59.6 ms and 57.5, H = 832 39.0 and 37.7, GRU 43.3
+// and 41.7; where the weights stay in L3 1 % slower, B = 8 12 % and more, in L2 up to 23 %),
+constexpr int kFewestThatCall = 3;
+// in so many pieces of the product (half as many up to 3 % slower, a quarter up to 13 %).
+constexpr int kPiecesOfCalls = 64;
+// Weights of more than this many bytes, which have left L2 since the last call and in part L3, are
+// packed in passing: a block at a time, just before its panels are first used, while the tiles of
+// the block before it call for what that reads and writes. Packing takes 80 us for 4 MB that are in
+// L3, and 240 where all of it goes to and from memory; what can be hidden is as much as the
+// products take meanwhile (before all products and in passing, T = 25, ms: LSTM H = 512, B = 4 2.05
+// and 1.93, B = 32 13.56 and 13.15, H = 1024, B = 8 20.0 and 18.1, B = 32 58.1 and 57.5, GRU H =
+// 1024, B = 8 15.2 and 13.2, B = 32 45.4 and 43.5; of less, LSTM H = 320, T = 80, B = 8 and H =
+// 256, T = 50, B = 4 up to 1 % slower).
+constexpr int64_t kPackedInPassing = 4 << 20;
 // Bytes of sums that the input products of a chunk of steps aim at, half of L2, and the fewest
 // steps that make such a product worth while.
 constexpr int64_t kAheadSums = 512 << 10;
@@ -196,6 +204,9 @@ struct ForwardPlan {
   static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
   using ProductsAhead = ProductsAsLanes<E, kLanesAbreast * Vec<T>::kLanes>;
   using Packed = PackedWeights<Cell, E>;
+  // Tiles can call for memory: of LSTMs and GRUs, where 32 registers hold a tile's sums.
+  static constexpr bool kTilesCall =
+      Cell::kSums > 1 && !exceeds_registers(kTileRows, 1, Cell::kSums);
 
   const ForwardArgs<E>& args;
   Neighbours neighbours;
@@ -210,6 +221,7 @@ struct ForwardPlan {
   bool x_as_lanes = false;     // whose lanes are rows of x instead of units
   bool x_by_block = false;     // w_ih is packed a few blocks at a time, just before
   int64_t steps_ahead = 0;
+  bool packs_in_passing = false;  // panels are made a block at a time, as they are first used
 
   Packed packed = {};
   E* unprojected = nullptr;  // [B, H]
@@ -248,6 +260,8 @@ struct ForwardStep {
   int64_t count = 0;        // of rows
   bool back = false;        // the blocks come in falling order
   bool from_zeros = false;  // h_prev is zeros, of which w_hh makes zeros
+  bool makes = false;       // panels, as it comes to them
+  CallsAhead calls = {};    // what the tiles of a block call for, where they do
 
   ForwardStep(const Plan& plan, Range blocks)
       : plan(plan), rows(plan.rows), blocks(blocks), I(plan.ahead ? 0 : plan.args.shape.I) {
@@ -276,20 +290,44 @@ struct ForwardStep {
       static_assert(NB == 1);
       tile_in_parts<R>(row, block);
     } else {
-      if constexpr (NB == 1 && R >= kFewestOfFar && kSums > 1 &&
-                    !exceeds_registers(kTileRows, 1, kSums)) {
-        if (calls_for_panel(block)) return far_tile<R>(row, block);
+      if constexpr (NB == 1 && R >= kFewestThatCall && Plan::kTilesCall) {
+        if (makes || calls_for_panel(block)) return calling_tile<R>(row, block);
       }
       whole_tile<R, NB>(row, block);
     }
   }
 
   void run() {
+    if constexpr (Plan::kTilesCall) {
+      if (makes) return make_panels_and_run();
+    }
     if (count == 1) return plan.near ? few_rows<1, true>() : few_rows<1, false>();
     if constexpr (2 * tile_blocks(2, Cell::kSums) <= kFinishedInRegisters) {
       if (count == 2) return few_rows<2, false>();
     }
     for_each_tile<Cell::kSums, Cell::kGates>(count, blocks, *this, back);
+  }
+
+  // The first step, if panels are packed in passing and it is what uses them first.
+  void make_panels_and_run() {
+    const Packed& packed = plan.packed;
+    const LayerWeights<E>& w = plan.args.weights;
+    const SequenceShape& shape = plan.args.shape;
+    const bool zeros = from_zeros;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      Packed::pack_x(shape, w, block, packed.x + block * Packed::panel(x_size()));
+      packed.pack_h(shape, w, block);
+      from_zeros = zeros && packed.zeros_stay({block, block + 1});
+      calls.clear();
+      if (block + 1 < blocks.end) {
+        Packed::call_for_weights(calls, w.w_ih, shape.H, x_size(), block + 1);
+        Packed::call_for_weights(calls, w.w_hh, shape.H, h_size(), block + 1);
+        calls.add(packed.x + (block + 1) * Packed::panel(x_size()), Packed::panel(x_size()));
+        calls.add(packed.h + (block + 1) * Packed::panel(h_size()), Packed::panel(h_size()));
+      }
+      calls.divide(tiles_of(count), pieces());
+      for_each_tile<Cell::kSums, Cell::kGates>(count, Range{block, block + 1}, *this);
+    }
   }
 
   // A step of R rows: the sums of several blocks, then their cells together.
@@ -341,29 +379,53 @@ struct ForwardStep {
                                   plan.h_from_memory);
   }
 
-  // A tile whose input products are there and which calls for its share of the next block's panel.
-  // A function of its own, since the pieces of the product take registers from others; sums that h
-  // does not add to are left out of it for the same reason.
+  // A tile that calls for its share of what the next block wants. A function of its own, since the
+  // pieces of the products take registers from others; sums that h does not add to are left out of
+  // its product for the same reason.
   template <int R>
-  __attribute__((noinline)) void far_tile(int64_t row, int64_t block) {
+  __attribute__((noinline)) void calling_tile(int64_t row, int64_t block) {
     using V = Vec<T>;
     constexpr int kGates = Cell::kGates;
     static_assert(Packed::kAbreast == kGates);
+    if (row == 0 && !makes) list_next_panel(block);
+    const auto call = [&](int) __attribute__((always_inline)) { calls.some(); };
+    V sum[R][1][Cell::kSums];
+    alignas(64) T with_x[R * Cell::kSums * V::kLanes];
+    if (I > 0) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int s = 0; s < Cell::kSums; ++s) sum[r][0][s] = begin(row + r, block, s);
+      }
+      multiply_in_pieces<typename Cell::XMap, kPiecesOfCalls>(
+          sum, rows_of<R>(row, &ForwardRow<E>::x), I, plan.packed.x + block * Packed::panel(I),
+          Packed::kStride, 0, plan.x_from_memory, call);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int s = 0; s < Cell::kSums; ++s)
+          sum[r][0][s].store(with_x + (r * Cell::kSums + s) * V::kLanes);
+      }
+    }
+    const auto begin_h = [&](int r, int s) __attribute__((always_inline)) {
+      return I > 0 ? V::load(with_x + (r * Cell::kSums + s) * V::kLanes) : begin(row + r, block, s);
+    };
     V with_h[R][1][kGates];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int g = 0; g < kGates; ++g) with_h[r][0][g] = begin(row + r, block, Cell::HMap::at(g));
+      for (int g = 0; g < kGates; ++g) with_h[r][0][g] = begin_h(r, Cell::HMap::at(g));
     }
-    multiply_in_pieces<InOrder<kGates>, kPiecesOfPanel>(
-        with_h, rows_of<R>(row, &ForwardRow<E>::h_prev), from_zeros ? 0 : h_size(),
-        plan.packed.h + block * Packed::panel(h_size()), Packed::kStride, 0, plan.h_from_memory,
-        [&](int piece) __attribute__((always_inline)) { call_for_panel<R>(row, block, piece); });
-    V sum[R][1][Cell::kSums];
+    if (!from_zeros) {
+      multiply_in_pieces<InOrder<kGates>, kPiecesOfCalls>(
+          with_h, rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
+          plan.packed.h + block * Packed::panel(h_size()), Packed::kStride, 0, plan.h_from_memory,
+          call);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int s = 0; s < Cell::kSums; ++s) sum[r][0][s] = begin(row + r, block, s);
+      for (int s = 0; s < Cell::kSums; ++s) sum[r][0][s] = begin_h(r, s);
 #pragma GCC unroll 8
       for (int g = 0; g < kGates; ++g) sum[r][0][Cell::HMap::at(g)] = with_h[r][0][g];
     }
@@ -378,17 +440,14 @@ struct ForwardStep {
            after(block) < blocks.end;
   }
 
-  // A piece of what the R rows from `row` on, as their share, call for of the next block's panel.
-  template <int R>
-  FUSED_RNN_INLINE void call_for_panel(int64_t row, int64_t block, int piece) const {
-    constexpr int64_t kLine = kCacheLine / static_cast<int64_t>(sizeof(E));
-    const E* const panel = plan.packed.h + after(block) * Packed::panel(h_size());
-    const int64_t lines = Packed::panel(h_size()) / kLine;
-    const int64_t pieces = count * kPiecesOfPanel;
-    const int64_t first = row * kPiecesOfPanel + piece * R;
-    for (int64_t i = lines * first / pieces; i < lines * (first + R) / pieces; ++i)
-      __builtin_prefetch(panel + i * kLine);
+  void list_next_panel(int64_t block) {
+    calls.clear();
+    calls.add(plan.packed.h + after(block) * Packed::panel(h_size()), Packed::panel(h_size()));
+    calls.divide(tiles_of(count), pieces());
   }
+
+  // How often a tile makes calls.
+  int64_t pieces() const { return kPiecesOfCalls * ((I > 0 ? 1 : 0) + (from_zeros ? 0 : 1)); }
 
   // Part by part of the panels; the sums of all wait in L1 for the cell.
   template <int R>
@@ -776,25 +835,52 @@ struct InputProducts {
 
   // Blocks of a tile of many rows.
   static constexpr int kBlocks = tile_blocks(tile_rows(Cell::kGates), Cell::kGates);
+  static_assert(kBlocks == 1 || !Plan::kTilesCall);
 
   const Plan& plan;
   const E* panels;  // of the blocks from first_block on
   int64_t first_block = 0;
+  bool tiles_call = false;
+  CallsAhead calls = {};
 
   InputProducts(const Plan& plan) : plan(plan), panels(plan.packed.x) {}
 
-  void run(int64_t rows, Range blocks) {
-    if (!plan.x_by_block) return for_each_tile<Cell::kGates>(rows, blocks, *this);
+  void run(int64_t rows, Range blocks) { for_each_tile<Cell::kGates>(rows, blocks, *this); }
+
+  // The same, with the panels of x packed a few blocks at a time, just before they are used, and,
+  // where that is done in passing, those of h behind them.
+  void make_panels_and_run(int64_t rows, Range blocks) {
+    const Packed& packed = plan.packed;
+    const LayerWeights<E>& w = plan.args.weights;
     const SequenceShape& shape = plan.args.shape;
-    panels = plan.x_panels;
+    const int64_t x_panel = Packed::panel(shape.I);
+    const int64_t h_panel = Packed::panel(shape.hidden());
+    const bool packs_h = plan.packs_in_passing && packed.packs_h;
+    tiles_call = plan.packs_in_passing;
+    if (plan.x_by_block) panels = plan.x_panels;
     for (Range some = blocks; some.begin < blocks.end; some.begin = some.end) {
       some.end = some.begin + kBlocks < blocks.end ? some.begin + kBlocks : blocks.end;
-      first_block = some.begin;
+      first_block = plan.x_by_block ? some.begin : 0;
       for (int64_t i = 0; i < some.size(); ++i) {
-        pack_gates(plan.args.weights.w_ih, Cell::kGates, shape.H, shape.I, some.begin + i,
-                   plan.x_panels + i * Packed::panel(shape.I));
+        const int64_t block = some.begin + i;
+        Packed::pack_x(shape, w, block,
+                       plan.x_by_block ? plan.x_panels + i * x_panel : packed.x + block * x_panel);
+      }
+      if (tiles_call) {
+        calls.clear();
+        if (packs_h) {
+          Packed::call_for_weights(calls, w.w_hh, shape.H, shape.hidden(), some.begin);
+          calls.add(packed.h + some.begin * h_panel, h_panel);
+        }
+        if (some.end < blocks.end) {
+          Packed::call_for_weights(calls, w.w_ih, shape.H, shape.I, some.end);
+          if (!plan.x_by_block) calls.add(packed.x + some.end * x_panel, x_panel);
+        }
+        calls.divide(tiles_of(rows), kPiecesOfCalls);
       }
       for_each_tile<Cell::kGates>(rows, some, *this);
+      for (int64_t block = some.begin; packs_h && block < some.end; ++block)
+        packed.pack_h(shape, w, block);
     }
   }
 
@@ -802,6 +888,9 @@ struct InputProducts {
   FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
     constexpr int kGates = Cell::kGates;
     if constexpr (!exceeds_registers(R, NB, kGates)) {
+      if constexpr (NB == 1 && R >= kFewestThatCall && Plan::kTilesCall) {
+        if (tiles_call) return calling_gates<R>(row, block);
+      }
       gates<R, NB, 0, kGates>(row, block);
     } else {
       [&]<int... P>(Lanes<P...>) __attribute__((always_inline)) {
@@ -810,8 +899,13 @@ struct InputProducts {
     }
   }
 
+  template <int R>
+  __attribute__((noinline)) void calling_gates(int64_t row, int64_t block) {
+    gates<R, 1, 0, Cell::kGates, true>(row, block);
+  }
+
   // kCount gates from the first one on: all of them, or a part of the panel.
-  template <int R, int NB, int kFirst, int kCount>
+  template <int R, int NB, int kFirst, int kCount, bool kCalling = false>
   FUSED_RNN_INLINE void gates(int64_t row, int64_t block) {
     using V = Vec<T>;
     constexpr int kLanes = V::kLanes;
@@ -831,11 +925,16 @@ struct InputProducts {
     RowsAnywhere<E, R> from;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) from.row[r] = plan.ahead_x[row + r];
-    multiply<Gates<kCount>>(sum, from, I,
-                            panels + (block - first_block) * Packed::panel(I) +
-                                kFirst / Packed::kAbreast * Packed::part(I),
-                            Packed::kStride, Packed::panel(I), Packed::part(I),
-                            plan.x_from_memory && !plan.x_by_block);
+    const E* const panel = panels + (block - first_block) * Packed::panel(I) +
+                           kFirst / Packed::kAbreast * Packed::part(I);
+    if constexpr (kCalling) {
+      multiply_in_pieces<Gates<kCount>, kPiecesOfCalls>(
+          sum, from, I, panel, Packed::kStride, 0, false,
+          [&](int) __attribute__((always_inline)) { calls.some(); });
+    } else {
+      multiply<Gates<kCount>>(sum, from, I, panel, Packed::kStride, Packed::panel(I),
+                              Packed::part(I), plan.x_from_memory && !plan.x_by_block);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       T* to =
@@ -890,7 +989,6 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
   const Range own_units = columns_of<T>(mine.units, H);
   const Range own_hidden = columns_of<T>(mine.hidden, O);
 
-  const bool zeros_stay = args.h0 == nullptr && plan.packed.zeros_stay(H);
   ForwardStep<Cell, E> this_step(plan, mine.units);
 
   Steps steps(shape, false);
@@ -922,7 +1020,12 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
       if (plan.x_as_lanes) {
         input_products_as_lanes(plan, count, mine.units);
       } else {
-        InputProducts<Cell, E>(plan).run(count, mine.units);
+        InputProducts<Cell, E> products(plan);
+        if (s == 0 && (plan.x_by_block || plan.packs_in_passing)) {
+          products.make_panels_and_run(count, mine.units);
+        } else {
+          products.run(count, mine.units);
+        }
       }
       ahead_row = 0;
     }
@@ -959,7 +1062,9 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
 
     this_step.count = rows;
     this_step.back = s % 2 != 0;
-    this_step.from_zeros = s == 0 && zeros_stay;
+    this_step.makes = s == 0 && plan.packs_in_passing && !plan.ahead;
+    this_step.from_zeros =
+        s == 0 && args.h0 == nullptr && (this_step.makes || plan.packed.zeros_stay(mine.units));
     if (plan.h_in_place) {
       InPlace<Cell, E>{this_step}.run();
     } else {
@@ -1059,6 +1164,13 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
   }
 
+  // Not where threads share panels, nor where packing is all there is to do until x comes.
+  const int64_t first_rows =
+      plan.ahead ? plan.steps_ahead * shape.B : Steps(shape, false).now().batch;
+  plan.packs_in_passing = plan.kTilesCall && args.packed == nullptr && !plan.x_in_place &&
+                          hh_bytes + ih_bytes > kPackedInPassing && first_rows >= kFewestThatCall &&
+                          wanted.rows == 1 && !neighbours.has_before();
+
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
   using OneStep = InPlace<Cell, E>;
   const bool lanes_in_place = plan.h_in_place && shape.B >= OneStep::kFewestLanes;
@@ -1099,7 +1211,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   auto body = [&](int id, int team) {
     Barrier::Member member(barrier, id, team);
     if (args.packed == nullptr) {
-      plan.packed.pack(shape, args.weights, team, id);
+      plan.packed.pack(shape, args.weights, team, id, !plan.packs_in_passing);
       member.wait();
     }
 

@@ -21,6 +21,8 @@
 //
 #include "cpu/finite.h"
 //
+#include "cpu/calls_ahead.h"
+//
 #include "cpu/packed_weights.h"
 //
 #include "cpu/forward.h"

@@ -37,13 +37,13 @@ struct PackedWeights {
     projection = arena.take<E>(blocks_of<T>(shape.P) * depth_of<E>(shape.H) * kLanes);
   }
 
-  // One part of `team`.
-  void pack(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team, int64_t part_id) {
+  // One part of `team`; without the panels where those are packed in passing (ForwardPlan).
+  void pack(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team, int64_t part_id,
+            bool panels = true) {
     const Range units = share(blocks_of<T>(shape.H), team, part_id);
     for (int64_t block = units.begin; block < units.end; ++block) {
-      if (packs_x)
-        pack_gates(w.w_ih, Cell::kGates, shape.H, shape.I, block, x + block * panel(shape.I));
-      if (packs_h) pack_hidden(shape, w, block);
+      if (panels && packs_x) pack_x(shape, w, block, x + block * panel(shape.I));
+      if (panels && packs_h) pack_h(shape, w, block);
       add_biases(shape.H, w, block);
     }
     const Range projected = share(blocks_of<T>(shape.P), team, part_id);
@@ -56,13 +56,11 @@ struct PackedWeights {
     }
   }
 
-  // Whether the product of an h of zeros with w_hh is known to be zeros.
-  bool zeros_stay(int64_t H) const {
-    return packs_h && looks_at_h && are_finite(zeros_times_h, blocks_of<T>(H) * kLanes);
+  static void pack_x(const SequenceShape& shape, const LayerWeights<E>& w, int64_t block, E* to) {
+    pack_gates(w.w_ih, Cell::kGates, shape.H, shape.I, block, to);
   }
 
- private:
-  void pack_hidden(const SequenceShape& shape, const LayerWeights<E>& w, int64_t block) {
+  void pack_h(const SequenceShape& shape, const LayerWeights<E>& w, int64_t block) const {
     const int64_t O = shape.hidden();
     E* const to = h + block * panel(O);
     if (!looks_at_h) return pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, to);
@@ -71,6 +69,19 @@ struct PackedWeights {
     times_zero.sum().store(zeros_times_h + block * kLanes);
   }
 
+  // Calls for what packing a block of w reads, K deep.
+  static void call_for_weights(CallsAhead& calls, const E* w, int64_t H, int64_t K, int64_t block) {
+    for (int g = 0; g < Cell::kGates; ++g)
+      calls.add(w + (g * H + block * kLanes) * K, lanes_of<T>(block, H) * K);
+  }
+
+  // Whether the products of an h of zeros with these blocks of w_hh are known to be zeros.
+  bool zeros_stay(Range blocks) const {
+    return packs_h && looks_at_h &&
+           are_finite(zeros_times_h + blocks.begin * kLanes, blocks.size() * kLanes);
+  }
+
+ private:
   void add_biases(int64_t H, const LayerWeights<E>& w, int64_t block) {
     T* const to = bias + block * Cell::kSums * kLanes;
     for (int i = 0; i < Cell::kSums * kLanes; ++i) to[i] = T(0);

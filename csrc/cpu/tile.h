@@ -11,6 +11,11 @@ constexpr int tile_rows(int vectors) {
   return rows < kTileRows ? rows : kTileRows;
 }
 
+// Tiles of so many rows.
+constexpr int64_t tiles_of(int64_t rows) {
+  return (rows + kTileRows - 1) / kTileRows;
+}
+
 // Blocks side by side for a tile of `rows` rows.
 constexpr int tile_blocks(int rows, int sums) {
   const int blocks = kTileSums / (rows * sums);

@@ -788,6 +788,15 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 2, 7, 3, 1300, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 2, 1, 3, 1500, 0, true, true, false, false, 1});
+  // Panels packed in passing: with the first step, dense from zeros, packed and by threads; not
+  // with one of too few rows; with the input products of all steps and, in double, of several
+  // chunks.
+  all.push_back({CellKind::lstm, 3, 7, 520, 337, 0, true, false, false, false, 1});
+  all.push_back({CellKind::gru, 4, 9, 700, 401, 0, true, true, true, false, 2});
+  all.push_back({CellKind::gru, 6, 9, 700, 401, 0, true, false, true, true, 1});
+  all.push_back({CellKind::lstm, 3, 8, 611, 330, 50, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 5, 3, 600, 353, 0, true, false, true, false, 2});
+  all.push_back({CellKind::gru, 32, 4, 5, 600, 0, true, true, false, true, 1});
   // w_hh from memory: panels of two rows and, packed for many calls, of one that threads divide.
   all.push_back({CellKind::gru, 2, 2, 3, 1500, 0, true, true, false, false, 2});
   all.push_back({CellKind::rnn_tanh, 2, 2, 3, 2100, 0, true, true, true, true, 1});
