@@ -158,16 +158,30 @@ def test_nan_and_inf_of_a_cell(kind: str, dtype: torch.dtype) -> None:
                 )
 
 
-@pytest.mark.parametrize("B", [3, 7])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_nan_and_inf_in_large_weights(kind: str, B: int) -> None:
+@pytest.mark.parametrize(
+    ("T", "B", "I", "H", "dtype"),
+    [
+        (3, 7, 520, 401, torch.float32),  # in the first step
+        (11, 3, 460, 401, torch.float32),  # with the input products of all steps
+        (32, 4, 5, 600, torch.float64),  # and of some
+    ],
+)
+def test_nan_and_inf_in_large_weights(
+    kind: str,
+    T: int,
+    B: int,
+    I: int,  # noqa: E741
+    H: int,
+    dtype: torch.dtype,
+) -> None:
     """In the first, some and the last block of units, which are packed, and looked at, one after
     the other."""
-    case = Case(kind, 3, B, 520, 401, hx=False)
-    ours, theirs = (case.module(package, torch.float32) for package in (fused_rnn, nn))
-    x, _ = case.tensors(torch.float32)
+    case = Case(kind, T, B, I, H, hx=False)
+    ours, theirs = (case.module(package, dtype) for package in (fused_rnn, nn))
+    x, _ = case.tensors(dtype)
     weights = {key: value.clone() for key, value in ours.state_dict().items()}
-    for row in (0, 401 + 203, -1):
+    for row in (0, H + H // 2, -1):
         for poison in (float("nan"), float("inf"), -float("inf")):
             poisoned = {key: value.clone() for key, value in weights.items()}
             poisoned["weight_hh_l0"][row, 11] = poison
@@ -176,9 +190,7 @@ def test_nan_and_inf_in_large_weights(kind: str, B: int) -> None:
                 module.load_state_dict(poisoned)
                 found.append(flatten(module(x)))
             for index, (one, other) in enumerate(zip(*found, strict=True)):
-                same_kind_of_number(
-                    f"{poison} in row {row}: {index}", one, other, TOLERANCE[torch.float32]
-                )
+                same_kind_of_number(f"{poison} in row {row}: {index}", one, other, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,9 +1,11 @@
-// Memory that is wanted soon, called for a few cache lines at a time while
-// something else is computed. All at once, the calls would take every buffer that waits for a
-// cache line, and that something would wait behind them.
+// Memory that is wanted soon, called for (prefetched) a few cache lines at a time, between pieces
+// of a product (multiply_in_pieces in tile.h).
 
 class CallsAhead {
  public:
+  // At most so many parts of memory: the gates of both weights, and two panels.
+  static constexpr int kMost = 10;
+
   void clear() { *this = {}; }
 
   // Divides all calls between so many tiles, which call some() so often each.
@@ -28,8 +30,6 @@ class CallsAhead {
     const char* data;
     int64_t lines;
   };
-  // The gates of both weights, and two panels.
-  static constexpr int kMost = 10;
   // A tile calls for so much into L1, and for more into L2 (T = 25, frozen, into L1 and L2: LSTM H
   // = 1024, B = 8 17.2 ms and 16.5, B = 16 28.9 both, B = 24 41.7 and 42.7, B = 32 55.2 and 55.6
   // (57.8 in another minute), GRU, B = 8 12.9 and 11.9).

@@ -238,10 +238,20 @@ struct ForwardPlan {
   E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]
 
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
+
+  // Those of some blocks whose panels are not a tail.
+  Range without_tail(Range some) const {
+    if (packed.tail > 0 && some.end == blocks && some.size() > 0) --some.end;
+    return some;
+  }
 };
 
 template <typename Cell, typename E, int R>
 struct SumsOfFewRows;
+template <typename Cell, typename E, int V>
+struct TailOfStep;
+template <typename Cell, typename E, int V>
+struct TailOfProducts;
 
 // A thread's part of a step: rows x blocks of units.
 template <typename Cell, typename E>
@@ -260,7 +270,7 @@ struct ForwardStep {
   int64_t count = 0;        // of rows
   bool back = false;        // the blocks come in falling order
   bool from_zeros = false;  // h_prev is zeros, of which w_hh makes zeros
-  bool makes = false;       // panels, as it comes to them
+  bool packs = false;       // the panels of its blocks, as it comes to them
   CallsAhead calls = {};    // what the tiles of a block call for, where they do
 
   ForwardStep(const Plan& plan, Range blocks)
@@ -291,7 +301,7 @@ struct ForwardStep {
       tile_in_parts<R>(row, block);
     } else {
       if constexpr (NB == 1 && R >= kFewestThatCall && Plan::kTilesCall) {
-        if (makes || calls_for_panel(block)) return calling_tile<R>(row, block);
+        if (packs || calls_for_panel(block)) return calling_tile<R>(row, block);
       }
       whole_tile<R, NB>(row, block);
     }
@@ -299,25 +309,65 @@ struct ForwardStep {
 
   void run() {
     if constexpr (Plan::kTilesCall) {
-      if (makes) return make_panels_and_run();
+      if (packs) return pack_and_run();
     }
     if (count == 1) return plan.near ? few_rows<1, true>() : few_rows<1, false>();
     if constexpr (2 * tile_blocks(2, Cell::kSums) <= kFinishedInRegisters) {
       if (count == 2) return few_rows<2, false>();
     }
-    for_each_tile<Cell::kSums, Cell::kGates>(count, blocks, *this, back);
+    tiles(blocks);
+  }
+
+  // All rows, some blocks of units, of which the tail by itself.
+  void tiles(Range some) {
+    const Range whole = plan.without_tail(some);
+    const bool tail = whole.end < some.end;
+    if (tail && back) tiles_of_tail();
+    for_each_tile<Cell::kSums, Cell::kGates>(count, whole, *this, back);
+    if (tail && !back) tiles_of_tail();
+  }
+
+  void tiles_of_tail() {
+    with_tail<Cell::kGates>(plan.packed.tail, [&](auto vectors) {
+      constexpr int V = vectors;
+      TailOfStep<Cell, E, V> tail{*this};
+      for_each_tile<V>(count, Range{plan.blocks - 1, plan.blocks}, tail);
+    });
+  }
+
+  // The sums of R rows and a tail of V vectors, `stride` apart.
+  template <int R, int V>
+  FUSED_RNN_INLINE void sums_of_tail(int64_t row, T* sums, int64_t stride) const {
+    constexpr int kLanes = Vec<T>::kLanes;
+    const int64_t block = plan.blocks - 1;
+    const int units = lanes_of<T>(block, plan.args.shape.H);
+    for (int r = 0; r < R; ++r) {
+      for (int s = 0; s < Cell::kSums; ++s)
+        begin(row + r, block, s).store(sums + r * stride + s * kLanes);
+    }
+    if (I > 0) {
+      add_tail<typename Cell::XMap, V>(rows_of<R>(row, &ForwardRow<E>::x), I,
+                                       plan.packed.x + block * Packed::panel(x_size()), units,
+                                       plan.x_from_memory, sums, stride);
+    }
+    if (from_zeros) return;
+    add_tail<typename Cell::HMap, V>(rows_of<R>(row, &ForwardRow<E>::h_prev), h_size(),
+                                     plan.packed.h + block * Packed::panel(h_size()), units,
+                                     plan.h_from_memory, sums, stride);
   }
 
   // The first step, if panels are packed in passing and it is what uses them first.
-  void make_panels_and_run() {
+  void pack_and_run() {
+    static_assert(2 * Cell::kGates + 2 <= CallsAhead::kMost);
+    static_assert(tile_rows(Cell::kGates) == kTileRows);
     const Packed& packed = plan.packed;
     const LayerWeights<E>& w = plan.args.weights;
     const SequenceShape& shape = plan.args.shape;
-    const bool zeros = from_zeros;
+    const bool first_h_is_zeros = from_zeros;
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      Packed::pack_x(shape, w, block, packed.x + block * Packed::panel(x_size()));
+      packed.pack_x(shape, w, block, packed.x + block * Packed::panel(x_size()));
       packed.pack_h(shape, w, block);
-      from_zeros = zeros && packed.zeros_stay({block, block + 1});
+      from_zeros = first_h_is_zeros && packed.zeros_stay({block, block + 1});
       calls.clear();
       if (block + 1 < blocks.end) {
         Packed::call_for_weights(calls, w.w_ih, shape.H, x_size(), block + 1);
@@ -326,25 +376,27 @@ struct ForwardStep {
         calls.add(packed.h + (block + 1) * Packed::panel(h_size()), Packed::panel(h_size()));
       }
       calls.divide(tiles_of(count), pieces());
-      for_each_tile<Cell::kSums, Cell::kGates>(count, Range{block, block + 1}, *this);
+      tiles({block, block + 1});
     }
   }
 
   // A step of R rows: the sums of several blocks, then their cells together.
   template <int R, bool kNear>
   void few_rows() {
-    if (R * blocks.size() <= kFinishedInRegisters)
+    if (R * blocks.size() <= kFinishedInRegisters && plan.packed.tail == 0)
       return for_each_tile<Cell::kSums, Cell::kGates>(R, blocks, *this, back);
     for (Range left = blocks; left.size() > 0;) {
       const int64_t some = left.size() < kTogether / R ? left.size() : kTogether / R;
       const int64_t first = back ? left.end - some : left.begin;
       alignas(64) T stored[kTogether * Cell::kSums * Vec<T>::kLanes];
       SumsOfFewRows<Cell, E, R> sums{*this, first, some, stored};
+      const Range whole = plan.without_tail({first, first + some});
+      if (whole.size() < some) sums.tail();
       if constexpr (kNear) {
-        for (int64_t i = 0; i < some; ++i)
-          sums.template tile<R, 1>(0, back ? first + some - 1 - i : first + i);
+        for (int64_t i = 0; i < whole.size(); ++i)
+          sums.template tile<R, 1>(0, back ? whole.end - 1 - i : whole.begin + i);
       } else {
-        for_each_tile<Cell::kSums, Cell::kGates>(R, Range{first, first + some}, sums, back);
+        for_each_tile<Cell::kSums, Cell::kGates>(R, whole, sums, back);
       }
       finish_stored<Cell::kSums>(*this, 0, first, R, static_cast<int>(some),
                                  static_cast<T*>(stored));
@@ -387,7 +439,7 @@ struct ForwardStep {
     using V = Vec<T>;
     constexpr int kGates = Cell::kGates;
     static_assert(Packed::kAbreast == kGates);
-    if (row == 0 && !makes) list_next_panel(block);
+    if (row == 0 && !packs) list_next_panel(block);
     const auto call = [&](int) __attribute__((always_inline)) { calls.some(); };
     V sum[R][1][Cell::kSums];
     alignas(64) T with_x[R * Cell::kSums * V::kLanes];
@@ -585,6 +637,31 @@ struct SumsOfFewRows {
           for (int s = 0; s < Cell::kSums; ++s, to += Vec<T>::kLanes) sum[r][b][s].store(to);
         }
       }
+    }
+  }
+
+  void tail() {
+    constexpr int kUnit = Cell::kSums * Vec<T>::kLanes;
+    with_tail<Cell::kGates>(step.plan.packed.tail, [&](auto vectors) {
+      step.template sums_of_tail<kRows, vectors>(0, stored + (step.plan.blocks - 1 - first) * kUnit,
+                                                 count * kUnit);
+    });
+  }
+};
+
+// The tiles of a tail of V vectors.
+template <typename Cell, typename E, int V>
+struct TailOfStep {
+  ForwardStep<Cell, E>& step;
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    if constexpr (NB == 1) {
+      using T = sum_t<E>;
+      constexpr int kUnit = Cell::kSums * Vec<T>::kLanes;
+      alignas(64) T sums[R * kUnit];
+      step.template sums_of_tail<R, V>(row, sums, kUnit);
+      finish_stored<Cell::kSums>(step, row, block, R, 1, static_cast<T*>(sums));
     }
   }
 };
@@ -845,11 +922,21 @@ struct InputProducts {
 
   InputProducts(const Plan& plan) : plan(plan), panels(plan.packed.x) {}
 
-  void run(int64_t rows, Range blocks) { for_each_tile<Cell::kGates>(rows, blocks, *this); }
+  // Some blocks of units, of which the tail by itself.
+  void run(int64_t rows, Range some) {
+    const Range whole = plan.without_tail(some);
+    for_each_tile<Cell::kGates>(rows, whole, *this);
+    if (whole.end == some.end) return;
+    with_tail<Cell::kGates>(plan.packed.tail, [&](auto vectors) {
+      constexpr int V = vectors;
+      TailOfProducts<Cell, E, V> products{*this};
+      for_each_tile<V>(rows, Range{plan.blocks - 1, plan.blocks}, products);
+    });
+  }
 
   // The same, with the panels of x packed a few blocks at a time, just before they are used, and,
   // where that is done in passing, those of h behind them.
-  void make_panels_and_run(int64_t rows, Range blocks) {
+  void pack_and_run(int64_t rows, Range blocks) {
     const Packed& packed = plan.packed;
     const LayerWeights<E>& w = plan.args.weights;
     const SequenceShape& shape = plan.args.shape;
@@ -863,8 +950,8 @@ struct InputProducts {
       first_block = plan.x_by_block ? some.begin : 0;
       for (int64_t i = 0; i < some.size(); ++i) {
         const int64_t block = some.begin + i;
-        Packed::pack_x(shape, w, block,
-                       plan.x_by_block ? plan.x_panels + i * x_panel : packed.x + block * x_panel);
+        packed.pack_x(shape, w, block,
+                      plan.x_by_block ? plan.x_panels + i * x_panel : packed.x + block * x_panel);
       }
       if (tiles_call) {
         calls.clear();
@@ -878,7 +965,7 @@ struct InputProducts {
         }
         calls.divide(tiles_of(rows), kPiecesOfCalls);
       }
-      for_each_tile<Cell::kGates>(rows, some, *this);
+      run(rows, some);
       for (int64_t block = some.begin; packs_h && block < some.end; ++block)
         packed.pack_h(shape, w, block);
     }
@@ -955,6 +1042,37 @@ struct InputProducts {
   };
 };
 
+// The tiles of a tail of V vectors.
+template <typename Cell, typename E, int V>
+struct TailOfProducts {
+  using T = sum_t<E>;
+  using Packed = PackedWeights<Cell, E>;
+
+  const InputProducts<Cell, E>& products;
+
+  template <int R, int NB>
+  FUSED_RNN_INLINE void tile(int64_t row, int64_t block) {
+    if constexpr (NB == 1) {
+      constexpr int kLanes = Vec<T>::kLanes;
+      const ForwardPlan<Cell, E>& plan = products.plan;
+      const int64_t I = plan.args.shape.I;
+      T* const sums = plan.ahead_sums + row * plan.ahead_stride() + block * Cell::kGates * kLanes;
+      for (int g = 0; g < Cell::kGates; ++g) {
+        const Vec<T> bias =
+            Vec<T>::load(plan.packed.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);
+        for (int r = 0; r < R; ++r) bias.store(sums + r * plan.ahead_stride() + g * kLanes);
+      }
+      RowsAnywhere<E, R> from;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) from.row[r] = plan.ahead_x[row + r];
+      add_tail<InOrder<Cell::kGates>, V>(
+          from, I, products.panels + (block - products.first_block) * Packed::panel(I),
+          lanes_of<T>(block, plan.args.shape.H), plan.x_from_memory && !plan.x_by_block, sums,
+          plan.ahead_stride());
+    }
+  }
+};
+
 // The same of up to kLanesAbreast blocks of rows, from w_ih as it lies.
 template <typename Cell, typename E>
 void input_products_as_lanes(const ForwardPlan<Cell, E>& plan, int64_t rows, Range blocks) {
@@ -1022,7 +1140,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
       } else {
         InputProducts<Cell, E> products(plan);
         if (s == 0 && (plan.x_by_block || plan.packs_in_passing)) {
-          products.make_panels_and_run(count, mine.units);
+          products.pack_and_run(count, mine.units);
         } else {
           products.run(count, mine.units);
         }
@@ -1062,9 +1180,9 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
 
     this_step.count = rows;
     this_step.back = s % 2 != 0;
-    this_step.makes = s == 0 && plan.packs_in_passing && !plan.ahead;
+    this_step.packs = s == 0 && plan.packs_in_passing && !plan.ahead;
     this_step.from_zeros =
-        s == 0 && args.h0 == nullptr && (this_step.makes || plan.packed.zeros_stay(mine.units));
+        s == 0 && args.h0 == nullptr && (this_step.packs || plan.packed.zeros_stay(mine.units));
     if (plan.h_in_place) {
       InPlace<Cell, E>{this_step}.run();
     } else {
@@ -1119,6 +1237,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
 
   ForwardPlan<Cell, E> plan{args, neighbours};
   plan.blocks = blocks_of<T>(H);
+  // Weights packed for many calls may serve one row.
+  plan.packed.tail = tail_vectors<T>(kGates, H, args.packed == nullptr ? shape.B : 1);
   const Split wanted = split_work<Cell, E>(shape, threads.limit);
   const int64_t thread_rows = (shape.B + wanted.rows - 1) / wanted.rows;
   const int64_t hh_bytes = kGates * H * O * static_cast<int64_t>(sizeof(E));
@@ -1164,12 +1284,12 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
   }
 
-  // Not where threads share panels, nor where packing is all there is to do until x comes.
+  // Not where threads share panels.
   const int64_t first_rows =
       plan.ahead ? plan.steps_ahead * shape.B : Steps(shape, false).now().batch;
   plan.packs_in_passing = plan.kTilesCall && args.packed == nullptr && !plan.x_in_place &&
                           hh_bytes + ih_bytes > kPackedInPassing && first_rows >= kFewestThatCall &&
-                          wanted.rows == 1 && !neighbours.has_before();
+                          wanted.rows == 1;
 
   const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B : 0;
   using OneStep = InPlace<Cell, E>;
@@ -1211,7 +1331,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   auto body = [&](int id, int team) {
     Barrier::Member member(barrier, id, team);
     if (args.packed == nullptr) {
-      plan.packed.pack(shape, args.weights, team, id, !plan.packs_in_passing);
+      if (!plan.packs_in_passing) plan.packed.pack_panels(shape, args.weights, team, id);
+      plan.packed.pack_rest(shape, args.weights, team, id);
       member.wait();
     }
 

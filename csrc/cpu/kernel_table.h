@@ -21,6 +21,8 @@
 //
 #include "cpu/finite.h"
 //
+#include "cpu/tail.h"
+//
 #include "cpu/calls_ahead.h"
 //
 #include "cpu/packed_weights.h"

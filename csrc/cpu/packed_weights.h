@@ -17,10 +17,13 @@ struct PackedWeights {
   // h of zeros is zeros, and need not be computed.
   bool looks_at_h = true;
 
+  // If not 0, the panels of the last units are tails of so many vectors (tail.h).
+  int tail = 0;
+
   // Panels have k in whole groups (simd/operand.h).
-  E* x = nullptr;              // [blocks][G / kAbreast][I][kAbreast][kLanes]
-  E* h = nullptr;              // [blocks][G / kAbreast][O][kAbreast][kLanes]
-  T* bias = nullptr;           // [blocks][kSums][kLanes]
+  E* x = nullptr;     // [blocks][G / kAbreast][I][kAbreast][kLanes]; tails [I][tail][kLanes]
+  E* h = nullptr;     // [blocks][G / kAbreast][O][kAbreast][kLanes]; tails [O][tail][kLanes]
+  T* bias = nullptr;  // [blocks][kSums][kLanes]
   T* zeros_times_h = nullptr;  // [blocks][kLanes]: zeros, or some NaN where a panel is not finite
   E* projection = nullptr;     // [blocks of P][H][kLanes]
 
@@ -37,15 +40,21 @@ struct PackedWeights {
     projection = arena.take<E>(blocks_of<T>(shape.P) * depth_of<E>(shape.H) * kLanes);
   }
 
-  // One part of `team`; without the panels where those are packed in passing (ForwardPlan).
-  void pack(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team, int64_t part_id,
-            bool panels = true) {
+  // One part of `team` of the panels of the gates,
+  void pack_panels(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team,
+                   int64_t part_id) const {
     const Range units = share(blocks_of<T>(shape.H), team, part_id);
     for (int64_t block = units.begin; block < units.end; ++block) {
-      if (panels && packs_x) pack_x(shape, w, block, x + block * panel(shape.I));
-      if (panels && packs_h) pack_h(shape, w, block);
-      add_biases(shape.H, w, block);
+      if (packs_x) pack_x(shape, w, block, x + block * panel(shape.I));
+      if (packs_h) pack_h(shape, w, block);
     }
+  }
+
+  // and of all else.
+  void pack_rest(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team,
+                 int64_t part_id) const {
+    const Range units = share(blocks_of<T>(shape.H), team, part_id);
+    for (int64_t block = units.begin; block < units.end; ++block) add_biases(shape.H, w, block);
     const Range projected = share(blocks_of<T>(shape.P), team, part_id);
     for (int64_t block = projected.begin; block < projected.end; ++block) {
       const int n = lanes_of<T>(block, shape.P);
@@ -56,16 +65,16 @@ struct PackedWeights {
     }
   }
 
-  static void pack_x(const SequenceShape& shape, const LayerWeights<E>& w, int64_t block, E* to) {
-    pack_gates(w.w_ih, Cell::kGates, shape.H, shape.I, block, to);
+  void pack_x(const SequenceShape& shape, const LayerWeights<E>& w, int64_t block, E* to) const {
+    pack_block(w.w_ih, shape.H, shape.I, block, to, NoNotice{});
   }
 
   void pack_h(const SequenceShape& shape, const LayerWeights<E>& w, int64_t block) const {
     const int64_t O = shape.hidden();
     E* const to = h + block * panel(O);
-    if (!looks_at_h) return pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, to);
+    if (!looks_at_h) return pack_block(w.w_hh, shape.H, O, block, to, NoNotice{});
     TimesZero<E> times_zero;
-    pack_gates(w.w_hh, Cell::kGates, shape.H, O, block, to, times_zero);
+    pack_block(w.w_hh, shape.H, O, block, to, times_zero);
     times_zero.sum().store(zeros_times_h + block * kLanes);
   }
 
@@ -82,7 +91,14 @@ struct PackedWeights {
   }
 
  private:
-  void add_biases(int64_t H, const LayerWeights<E>& w, int64_t block) {
+  template <typename Notice>
+  void pack_block(const E* w, int64_t H, int64_t K, int64_t block, E* to, Notice&& notice) const {
+    if (tail > 0 && block + 1 == blocks_of<T>(H))
+      return pack_tail(w, Cell::kGates, H, K, tail, to, notice);
+    pack_gates(w, Cell::kGates, H, K, block, to, notice);
+  }
+
+  void add_biases(int64_t H, const LayerWeights<E>& w, int64_t block) const {
     T* const to = bias + block * Cell::kSums * kLanes;
     for (int i = 0; i < Cell::kSums * kLanes; ++i) to[i] = T(0);
     if (w.b_ih == nullptr) return;
@@ -154,8 +170,10 @@ size_t packed_bytes(const SequenceShape& shape) {
 template <typename Cell, typename E>
 void pack_weights(const SequenceShape& shape, const LayerWeights<E>& from, std::byte* to) {
   PackedWeights<Cell, E> weights;
+  weights.tail = tail_vectors<sum_t<E>>(Cell::kGates, shape.H, 1);
   lay_out_packed(shape, to, weights);
-  weights.pack(shape, from, 1, 0);
+  weights.pack_panels(shape, from, 1, 0);
+  weights.pack_rest(shape, from, 1, 0);
 }
 
 template <typename Cell, typename E>

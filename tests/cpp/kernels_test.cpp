@@ -771,6 +771,14 @@ std::vector<Shape> shapes() {
     all.push_back({kind, T, 12, 2, 129, 0, true, true, true, false, 1});
     all.push_back({kind, T, 9, 2, 129, 0, true, true, false, true, 2});
   }
+  // A last block of few units, all of whose gates lie side by side: in one vector, two or three.
+  for (const CellKind kind : {CellKind::lstm, CellKind::gru}) {
+    all.push_back({kind, 7, 1, 19, 50, 0, true, true, false, false, 1});
+    all.push_back({kind, 7, 13, 19, 41, 0, true, true, true, true, 2});
+    all.push_back({kind, 9, 2, 19, 74, 0, true, false, false, false, 1});
+    all.push_back({kind, 5, 3, 40, 100, 0, true, true, true, false, 1});
+    all.push_back({kind, 4, 11, 3, 18, 0, true, true, false, true, 1});
+  }
   // Gradients of large weights and inputs: operands copied, in parts of k and of the columns, dense
   // and packed, and with threads of which some have too little for that.
   all.push_back({CellKind::lstm, 13, 41, 601, 37, 0, true, true, false, false, 1});
@@ -788,15 +796,16 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 2, 1, 3, 1300, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 2, 7, 3, 1300, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 2, 1, 3, 1500, 0, true, true, false, false, 1});
-  // Panels packed in passing: with the first step, dense from zeros, packed and by threads; not
-  // with one of too few rows; with the input products of all steps and, in double, of several
-  // chunks.
+  // Panels packed in passing: with the first step, dense from zeros, packed, by threads, in
+  // bfloat16 too; in reverse, where that step may have too few rows; with the input products of all
+  // steps and, in double, of several chunks.
   all.push_back({CellKind::lstm, 3, 7, 520, 337, 0, true, false, false, false, 1});
   all.push_back({CellKind::gru, 4, 9, 700, 401, 0, true, true, true, false, 2});
   all.push_back({CellKind::gru, 6, 9, 700, 401, 0, true, false, true, true, 1});
-  all.push_back({CellKind::lstm, 3, 8, 611, 330, 50, true, true, false, false, 2});
-  all.push_back({CellKind::lstm, 5, 3, 600, 353, 0, true, false, true, false, 2});
-  all.push_back({CellKind::gru, 32, 4, 5, 600, 0, true, true, false, true, 1});
+  all.push_back({CellKind::lstm, 3, 8, 700, 401, 50, true, true, false, false, 2});
+  all.push_back({CellKind::gru, 3, 7, 1100, 600, 0, true, false, false, false, 1});
+  all.push_back({CellKind::lstm, 11, 3, 500, 353, 0, true, false, true, false, 2});
+  all.push_back({CellKind::lstm, 32, 4, 5, 600, 0, true, true, false, true, 1});
   // w_hh from memory: panels of two rows and, packed for many calls, of one that threads divide.
   all.push_back({CellKind::gru, 2, 2, 3, 1500, 0, true, true, false, false, 2});
   all.push_back({CellKind::rnn_tanh, 2, 2, 3, 2100, 0, true, true, true, true, 1});
