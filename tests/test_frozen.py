@@ -111,7 +111,14 @@ def test_cell(kind: str, shape: tuple[int, int, int], bias: bool, dtype: torch.d
 # Regimes that the kernels have for weights they may read in place, which packed ones are not.
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 64, 300), (1, 20, 300, 300), (3, 1, 40, 100), (12, 1, 300, 300), (4, 2, 2100, 257)],
+    [
+        (1, 1, 64, 300),
+        (1, 20, 300, 300),
+        (3, 1, 40, 100),
+        (3, 7, 20, 18),
+        (12, 1, 300, 300),
+        (4, 2, 2100, 257),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

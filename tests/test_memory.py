@@ -99,6 +99,48 @@ def test_training_again_takes_no_fresh_memory() -> None:
     assert int(done.stdout) < 20 * 100
 
 
+INFERENCE = """
+import resource
+import sys
+import torch
+import fused_rnn
+
+T, B, frozen = (int(argument) for argument in sys.argv[1:])
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.set_num_threads(1)
+with torch.inference_mode():
+    fused_rnn.LSTM(8, 8)(torch.randn(3, 2, 8))
+    layer = fused_rnn.LSTM(600, 600)
+    weights = sum(parameter.nbytes for parameter in layer.parameters())
+    x = torch.randn(T, B, 600)
+    if frozen:
+        fused_rnn.freeze(layer)
+    before = peak()
+    layer(x)
+    print((peak() - before) / weights)
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="getrusage counts in KiB on Linux")
+@pytest.mark.parametrize(
+    ("T", "B", "frozen", "most"), [(20, 8, False, 1.3), (1, 4, False, 0.2), (20, 8, True, 0.3)]
+)
+def test_inference_needs_no_more_than_a_copy_of_the_weights(
+    T: int, B: int, frozen: bool, most: float
+) -> None:
+    """None where they are read in place, or have been packed before; results come on top."""
+    done = subprocess.run(
+        [sys.executable, "-c", INFERENCE, str(T), str(B), str(int(frozen))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < most
+
+
 def test_they_can_be_resized(output: Tensor) -> None:
     before = output.clone()
     more = (2 * output.size(0), *output.shape[1:])

@@ -239,7 +239,8 @@ struct ForwardPlan {
 
   int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
 
-  // Those of some blocks whose panels are not a tail.
+  // Some blocks without the one that is a tail. What tiles call for is whole panels; a tail's tiles
+  // call for none.
   Range without_tail(Range some) const {
     if (packed.tail > 0 && some.end == blocks && some.size() > 0) --some.end;
     return some;
@@ -383,7 +384,7 @@ struct ForwardStep {
   // A step of R rows: the sums of several blocks, then their cells together.
   template <int R, bool kNear>
   void few_rows() {
-    if (R * blocks.size() <= kFinishedInRegisters && plan.packed.tail == 0)
+    if (R * blocks.size() <= kFinishedInRegisters && plan.without_tail(blocks).end == blocks.end)
       return for_each_tile<Cell::kSums, Cell::kGates>(R, blocks, *this, back);
     for (Range left = blocks; left.size() > 0;) {
       const int64_t some = left.size() < kTogether / R ? left.size() : kTogether / R;
@@ -660,6 +661,7 @@ struct TailOfStep {
       using T = sum_t<E>;
       constexpr int kUnit = Cell::kSums * Vec<T>::kLanes;
       alignas(64) T sums[R * kUnit];
+      if constexpr (R > 1) step.template call_for_input<R, 1>(row, block);
       step.template sums_of_tail<R, V>(row, sums, kUnit);
       finish_stored<Cell::kSums>(step, row, block, R, 1, static_cast<T*>(sums));
     }
@@ -1331,7 +1333,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   auto body = [&](int id, int team) {
     Barrier::Member member(barrier, id, team);
     if (args.packed == nullptr) {
-      if (!plan.packs_in_passing) plan.packed.pack_panels(shape, args.weights, team, id);
+      if (!plan.packs_in_passing) plan.packed.pack_all_gates(shape, args.weights, team, id);
       plan.packed.pack_rest(shape, args.weights, team, id);
       member.wait();
     }

@@ -41,8 +41,8 @@ struct PackedWeights {
   }
 
   // One part of `team` of the panels of the gates,
-  void pack_panels(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team,
-                   int64_t part_id) const {
+  void pack_all_gates(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team,
+                      int64_t part_id) const {
     const Range units = share(blocks_of<T>(shape.H), team, part_id);
     for (int64_t block = units.begin; block < units.end; ++block) {
       if (packs_x) pack_x(shape, w, block, x + block * panel(shape.I));
@@ -50,7 +50,7 @@ struct PackedWeights {
     }
   }
 
-  // and of all else.
+  // and of the biases and the projection.
   void pack_rest(const SequenceShape& shape, const LayerWeights<E>& w, int64_t team,
                  int64_t part_id) const {
     const Range units = share(blocks_of<T>(shape.H), team, part_id);
@@ -172,7 +172,7 @@ void pack_weights(const SequenceShape& shape, const LayerWeights<E>& from, std::
   PackedWeights<Cell, E> weights;
   weights.tail = tail_vectors<sum_t<E>>(Cell::kGates, shape.H, 1);
   lay_out_packed(shape, to, weights);
-  weights.pack_panels(shape, from, 1, 0);
+  weights.pack_all_gates(shape, from, 1, 0);
   weights.pack_rest(shape, from, 1, 0);
 }
 

@@ -5,12 +5,11 @@
 
 // Vectors of such a tail of a layer that is packed for calls of `rows` rows or more; 0 where there
 // is none or where it would not pay. Spreading the sums costs as much as the products of some
-// vectors: of a 32nd of all (AVX-512, in the panels of the last block and as a tail, us: LSTM T =
-// 35, B = 20, H = 100 552 and 510, GRU 409 and 378; T = 50, B = 32, H = 50 403 and 357, 294 and
-// 265; B = 1, H = 50 23.4 and 18.9, 14.9 and 15.4, H = 100 76.3 and 71.5, 56.3 and 52.2; B = 16, H
-// = 200 2217 and 2177; T = 20, B = 32, H = 300, a 76th 3804 and 3857), and more latency than it
-// saves where all units are one block, or two of one row (T = 50: B = 64, H = 10 126 and 137; H =
-// 20, B = 1 7.8 and 8.5, B = 2 12.6 and 12.1, B = 32 113 and 100).
+// vectors: of a 32nd of all (AVX-512, float, gate by gate and as a tail, us: LSTM T = 35, B = 20, H
+// = 100 548 and 505; B = 16, T = 50, H = 200, a 26th 2217 and 2177; T = 20, B = 32, H = 300, a 76th
+// 3804 and 3857; more of them in csrc/README.md), and more latency than it saves where all units
+// are one block, or two blocks and one row (T = 50: B = 64, H = 10 126 and 137; H = 20, B = 1 7.8
+// and 8.5, B = 2 12.6 and 12.1, B = 32 113 and 100). Other types were not timed.
 template <typename T>
 constexpr int tail_vectors(int gates, int64_t H, int64_t rows) {
   constexpr int kLanes = Vec<T>::kLanes;
@@ -20,7 +19,7 @@ constexpr int tail_vectors(int gates, int64_t H, int64_t rows) {
   return vectors <= vectors_abreast(gates) && pays ? vectors : 0;
 }
 
-// Calls f with the number of vectors, one to kGates - 1, as a constant.
+// Calls f with the number of vectors, as many as tail_vectors can give, as a constant.
 template <int kGates, int V = 1, typename F>
 FUSED_RNN_INLINE void with_tail(int vectors, const F& f) {
   if constexpr (V < kGates && V <= vectors_abreast(kGates)) {
@@ -49,7 +48,8 @@ void pack_tail(const E* w, int gates, int64_t H, int64_t K, int vectors, E* to, 
 
 // The products of R rows with a tail of V vectors, added gate by gate:
 //   to[r][Map::at(g)][j] += sum over k of a[r][k] * panel[k][g * units + j]
-// Lanes past the last unit are anything. Rows of `to` are `stride` apart.
+// Lanes past the last unit get what the next gate's units do, or zeros; they are never stored in h.
+// Rows of `to` are `stride` apart.
 template <typename Map, int V, typename E, int R>
 FUSED_RNN_INLINE void add_tail(const RowsAnywhere<E, R>& a, int64_t K, const E* panel, int units,
                                bool from_memory, sum_t<E>* to, int64_t stride) {

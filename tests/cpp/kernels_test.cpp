@@ -778,6 +778,9 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 9, 2, 19, 74, 0, true, false, false, false, 1});
     all.push_back({kind, 5, 3, 40, 100, 0, true, true, true, false, 1});
     all.push_back({kind, 4, 11, 3, 18, 0, true, true, false, true, 1});
+    // Of large weights, packed in passing; of ones beyond the caches, whose tiles call for panels.
+    all.push_back({kind, 2, 7, 1000, 321, 0, true, false, false, false, 2});
+    all.push_back({kind, 3, 3, 5500, 321, 0, true, true, false, false, 1});
   }
   // Gradients of large weights and inputs: operands copied, in parts of k and of the columns, dense
   // and packed, and with threads of which some have too little for that.
