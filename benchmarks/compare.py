@@ -350,7 +350,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--classes", default=",".join(CATEGORIES), help="comma-separated (default: all of them)"
     )
-    parser.add_argument("--quick", action="store_true", help="few shapes, about two minutes")
+    parser.add_argument("--quick", action="store_true", help="few shapes, some minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the speed-ups")
     parser.add_argument(
