@@ -177,13 +177,13 @@ def test_nan_and_inf_in_large_weights(
     dtype: torch.dtype,
 ) -> None:
     """In the first, some and the last block of units, which are packed, and looked at, one after
-    the other."""
+    the other; and a finite number, with which all results are."""
     case = Case(kind, T, B, I, H, hx=False)
     ours, theirs = (case.module(package, dtype) for package in (fused_rnn, nn))
     x, _ = case.tensors(dtype)
     weights = {key: value.clone() for key, value in ours.state_dict().items()}
     for row in (0, H + H // 2, -1):
-        for poison in (float("nan"), float("inf"), -float("inf")):
+        for poison in (0.5, float("nan"), float("inf"), -float("inf")):
             poisoned = {key: value.clone() for key, value in weights.items()}
             poisoned["weight_hh_l0"][row, 11] = poison
             found = []

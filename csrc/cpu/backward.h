@@ -597,8 +597,8 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
   const int64_t hidden_blocks = blocks_of<T>(O);
   const Split wanted = split_work<Cell, E>(shape, threads.limit);
   const bool use_hh = shape.T > 1 || args.grad_h0 != nullptr;
-  const bool pack_hh = args.packed == nullptr && use_hh &&
-                       worth_packing<E>(O, shape.T * ((shape.B + kTileRows - 1) / kTileRows));
+  const bool pack_hh =
+      args.packed == nullptr && use_hh && worth_packing<E>(O, shape.T * tiles_of(shape.B));
   const bool pack_hr = P > 0;
 
   // What the products for the gradients of x and of the weights need.

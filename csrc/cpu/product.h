@@ -81,7 +81,7 @@ void for_each_part(const Product<E, kLeft, C>& product, int64_t M, Range blocks,
     do {
       part.K = product.K - k < deepest ? product.K - k : deepest;
       part.b = panel(some, k, part.K);
-      const int64_t tiles = (M + kTileRows - 1) / kTileRows;
+      const int64_t tiles = tiles_of(M);
       for (int64_t i = 0; i < tiles; ++i) {
         const Range rows = share(M, tiles, i);
         Product<E, kLeft, C> tile = part;
