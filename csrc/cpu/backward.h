@@ -447,37 +447,6 @@ void group_columns(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chun
     pack(plan.dp, plan.args.shape.P, plan.args.shape.P, plan.dp_columns, plan.dp_stride());
 }
 
-// grad[i] (+)= the sum of column i.
-template <typename E>
-void sum_columns(const E* rows, int64_t stride, int64_t K, int64_t count, sum_t<E>* grad,
-                 bool add) {
-  using V = Vec<sum_t<E>>;
-  constexpr int kBlocks = 8;
-  for (int64_t block = 0; block < blocks_of<sum_t<E>>(count); block += kBlocks) {
-    const auto lanes = [&](int b) __attribute__((always_inline)) {
-      const int64_t left = count - (block + b) * V::kLanes;
-      return left < 0 ? 0 : left < V::kLanes ? static_cast<int>(left) : V::kLanes;
-    };
-    const int64_t first = block * V::kLanes;
-    V sum[kBlocks];
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
-      sum[b] = add && lanes(b) > 0 ? V::load(grad + first + b * V::kLanes, lanes(b)) : V::zero();
-    }
-    for (int64_t k = 0; k < K; ++k) {
-      const E* row = rows + k * stride + first;
-#pragma GCC unroll 8
-      for (int b = 0; b < kBlocks; ++b) {
-        if (lanes(b) > 0) sum[b] = sum[b] + Operand<E>::widened(row + b * V::kLanes, lanes(b));
-      }
-    }
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
-      if (lanes(b) > 0) sum[b].store(grad + first + b * V::kLanes, lanes(b));
-    }
-  }
-}
-
 // Scratch that weight_products needs for so many rows.
 template <typename Cell, typename E>
 int64_t scratch_of_weights(const SequenceShape& shape, int64_t rows) {
@@ -499,77 +468,52 @@ Range rows_with_previous(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>
   return chunk.lowest == 0 ? Range{shape.B / kGroup * kGroup, chunk.size} : all;
 }
 
-// The gradients of the weights that this thread's columns of the deltas give.
+// This thread's part of the gradients of the weights.
 template <typename Cell, typename E>
 void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, bool add,
                      int id, int team) {
   using T = sum_t<E>;
   const BackwardArgs<E>& args = plan.args;
   const int64_t H = args.shape.H;
+  const int64_t I = args.shape.I;
+  const int64_t O = args.shape.hidden();
   const int64_t P = args.shape.P;
-  const auto share_of_columns = [&](int64_t columns) {
-    return columns_of<T>(share(blocks_of<T>(columns), team, id), columns);
-  };
-  // Columns `from` of some rows of a left-hand operand, times as many rows of the right-hand one,
-  // give rows of grad [.., N] from row `to` on.
-  const auto product = [&](const E* left, int64_t stride, Range from, Range rows,
-                           const OperandRows<E>& right, int64_t N, T* grad, int64_t to) {
-    if (grad == nullptr) return;
-    multiply_rows(
-        Product<E, Left::columns>{left + rows.begin * stride + from.begin * Operand<E>::kGroup,
-                                  stride,
-                                  {},
-                                  rows.size(),
-                                  grad + to * N,
-                                  N,
-                                  N,
-                                  add},
-        right, from.size(), plan.part);
-  };
-  const OperandRows<E> x{args.x + chunk.lowest * args.x_stride, args.x_stride};
   const Range all{0, chunk.size};
-  const Range with_previous = rows_with_previous(plan, chunk);
+  const OperandRows<E> x{args.x + chunk.lowest * args.x_stride, args.x_stride};
+  const OperandRows<E> h_prev{nullptr, 0, plan.h_prev};
+  const auto from = [](T* grad, int64_t i) { return grad != nullptr ? grad + i : nullptr; };
 
-  const Range mine = share_of_columns(Cell::kSums * H);
-  int64_t x_gates = 0;  // of w_ih and w_hh, in the order of the deltas
-  int64_t h_gates = 0;
+  WeightProducts<E> products(chunk.size, add);
+  int64_t x_row = 0;  // of w_ih and w_hh, in the order of the deltas
+  int64_t h_row = 0;
   for (const DeltaColumns& set : Cell::kColumns) {
-    const Range part{mine.begin > set.begin * H ? mine.begin : set.begin * H,
-                     mine.end < set.end * H ? mine.end : set.end * H};
-    if (part.size() > 0) {
-      const int64_t x_row = x_gates * H + part.begin - set.begin * H;
-      const int64_t h_row = h_gates * H + part.begin - set.begin * H;
-      T* const b_ih = set.x && args.grad_b_ih != nullptr ? args.grad_b_ih + x_row : nullptr;
-      T* const b_hh = set.h && args.grad_b_hh != nullptr ? args.grad_b_hh + h_row : nullptr;
-      T* const sums = b_ih != nullptr ? b_ih : b_hh;
-      if (sums != nullptr) {
-        sum_columns(plan.deltas + part.begin, plan.delta_stride(), chunk.size, part.size(), sums,
-                    add);
-        if (b_ih != nullptr && b_hh != nullptr)
-          __builtin_memcpy(b_hh, b_ih, static_cast<size_t>(part.size()) * sizeof(T));
-      }
-      const auto gradient = [&](Range rows, const OperandRows<E>& right, int64_t N, T* grad,
-                                int64_t to) {
-        product(plan.delta_columns, plan.delta_stride(), part, rows, right, N, grad, to);
-      };
-      if (set.x) gradient(all, x, args.shape.I, args.grad_w_ih, x_row);
-      if (set.h) {
-        // Zeros times deltas are zeros if those are finite; then so are their sums.
-        const Range rows = sums != nullptr && are_finite(sums, part.size()) ? with_previous : all;
-        gradient(rows, {nullptr, 0, plan.h_prev + rows.begin}, args.shape.hidden(), args.grad_w_hh,
-                 h_row);
-      }
+    const int64_t begin = set.begin * H;
+    ProductsOfColumns<E> of{};
+    of.rows = plan.deltas + begin;
+    of.left = plan.delta_columns + begin * Operand<E>::kGroup;
+    of.stride = plan.delta_stride();
+    of.columns = (set.end - set.begin) * H;
+    if (set.x) {
+      of.sums[0] = from(args.grad_b_ih, x_row);
+      of.with[0] = {x, all, I, from(args.grad_w_ih, x_row * I)};
+      x_row += of.columns;
     }
-    if (set.x) x_gates += set.end - set.begin;
-    if (set.h) h_gates += set.end - set.begin;
+    if (set.h) {
+      of.sums[1] = from(args.grad_b_hh, h_row);
+      of.with[1] = {h_prev, rows_with_previous(plan, chunk), O, from(args.grad_w_hh, h_row * O)};
+      h_row += of.columns;
+    }
+    products.append(of);
   }
   if (args.grad_w_hr != nullptr) {
-    const Range projected = share_of_columns(P);
-    if (projected.size() > 0) {
-      product(plan.dp_columns, plan.dp_stride(), projected, all, {plan.h_full, H}, H,
-              args.grad_w_hr, projected.begin);
-    }
+    products.append({plan.dp,
+                     plan.dp_columns,
+                     plan.dp_stride(),
+                     P,
+                     {},
+                     {{{plan.h_full, H}, all, H, args.grad_w_hr}, {}}});
   }
+  products.run(id, team, plan.part);
 }
 
 template <typename Cell, typename E>

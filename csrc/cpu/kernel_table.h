@@ -29,6 +29,8 @@
 //
 #include "cpu/forward.h"
 //
+#include "cpu/weight_products.h"
+//
 #include "cpu/backward.h"
 //
 #include "cpu/layers.h"

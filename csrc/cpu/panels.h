@@ -62,6 +62,10 @@ struct OperandRows {
   FUSED_RNN_INLINE const E* at(int64_t k) const {
     return anywhere != nullptr ? anywhere[k] : data + k * stride;
   }
+  OperandRows from(int64_t k) const {
+    if (anywhere != nullptr) return {nullptr, 0, anywhere + k};
+    return {data + k * stride, stride};
+  }
 };
 
 // K rows of `columns` columns, from row `first` on, in whole groups, kBlocks blocks of them side by
