@@ -27,6 +27,19 @@
 //
 #include "cpu/packed_weights.h"
 //
+#include "cpu/rows_as_lanes.h"
+//
+#include "cpu/forward_plan.h"
+//
+#include "cpu/forward_step.h"
+//
+#include "cpu/in_place.h"
+#include "cpu/input_products.h"
+//
+#include "cpu/meanwhile.h"
+//
+#include "cpu/ahead.h"
+//
 #include "cpu/forward.h"
 //
 #include "cpu/weight_products.h"

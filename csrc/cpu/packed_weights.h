@@ -11,7 +11,7 @@ struct PackedWeights {
 
   // Whether the weights have panels here, which pack_all_gates makes, or the forward pass as it
   // comes to them. If not, they are read where they are, or those of x have panels of who makes the
-  // input products (InputProducts in forward.h).
+  // input products (InputProducts in input_products.h).
   bool packs_x = true;
   bool packs_h = true;
   // Whether packing w_hh looks for infinities and NaN in it. If there are none, its product with an

@@ -10,7 +10,7 @@ class Steps {
  public:
   // Forward order of the layer, or backward, the order in which gradients flow.
   Steps(const SequenceShape& shape, bool backward)
-      : shape_(shape), rising_(shape.reverse == backward) {
+      : shape_(&shape), rising_(shape.reverse == backward) {
     now_.t = rising_ ? 0 : shape.T - 1;
     now_.batch = batch(now_.t);
     now_.offset = rising_ ? 0 : rows() - now_.batch;
@@ -29,20 +29,20 @@ class Steps {
 
   // N, the rows of all steps.
   int64_t rows() const {
-    if (shape_.batch_sizes == nullptr) return shape_.T * shape_.B;
+    if (shape_->batch_sizes == nullptr) return shape_->T * shape_->B;
     int64_t n = 0;
-    for (int64_t t = 0; t < shape_.T; ++t) n += shape_.batch_sizes[t];
+    for (int64_t t = 0; t < shape_->T; ++t) n += shape_->batch_sizes[t];
     return n;
   }
 
  private:
   // Rows of step t; 0 beyond either end.
   int64_t batch(int64_t t) const {
-    if (t < 0 || t >= shape_.T) return 0;
-    return shape_.batch_sizes == nullptr ? shape_.B : shape_.batch_sizes[t];
+    if (t < 0 || t >= shape_->T) return 0;
+    return shape_->batch_sizes == nullptr ? shape_->B : shape_->batch_sizes[t];
   }
 
-  const SequenceShape& shape_;
+  const SequenceShape* shape_;
   bool rising_;
   Step now_;
 };

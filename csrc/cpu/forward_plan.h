@@ -1,0 +1,205 @@
+// What is decided of a layer's forward pass before it begins: where its weights are read, when its
+// input products are made, and the memory of it all. The numbers that decide, and why.
+
+// One step of up to this many rows reads the weights in place, and of up to kRowsInPlaceWide rows
+// where they have more than kWideBytes bytes (LSTM H = 512: 8 rows 0.25 ms against 0.74 with a load
+// of a weight for each row, 16 rows 0.45 against 0.65 with panels, 32 rows the same; H = 128: 16
+// rows 44 us against 34 with panels).
+constexpr int64_t kRowsInPlace = 8;
+constexpr int64_t kRowsInPlaceWide = 32;
+constexpr int64_t kWideBytes = 2 << 20;
+// One row reads a w_hh of more than this many bytes in place at every step where several threads
+// share what memory gives, and packing would write as much as it reads (two threads, T = 50, in
+// place and from panels: GRU H = 1536, 28 MB, 12.2 ms and 11.1, LSTM H = 1536, 38 MB, 18.8
+// and 19.3, GRU H = 2048, 50 MB, 36.3 and 39.5, LSTM 60 and 67; both directions side by side, LSTM
+// H = 1536, T = 21 28.4 and 31.3).
+constexpr int64_t kInPlaceOfThreads = 32 << 20;
+// Of up to this many steps one row reads both weights in place, w_ih unless it has more than
+// kLanesBytes bytes (AVX2, two steps of LSTM H = 64: 11.2 us and 5.7, H = 128: 46 and 21; four
+// steps of H = 256: 165 us and 123, of H = 512 1.10 ms and 0.54),
+constexpr int64_t kStepsInPlace = 4;
+// and of up to so many w_hh, of so many bytes: rows come about as fast as panels do, and packing
+// costs as much as some steps (AVX-512, us, from panels and in place: LSTM H = 128, T = 16 42.8 and
+// 39.2, T = 32 74.5 and 74.7; H = 256, T = 25 244 and 229, T = 40 357 and 347; H = 512, T = 8 502
+// and 459, T = 40 1766 and 1755; H = 768, T = 32 3900 and 3540; H = 1024, T = 32 7740 and 6830; GRU
+// H = 256, T = 16 121 and 108, H = 512, T = 40 1264 and 1294, RNN 373 and 334; H = 64, T = 16 12.1
+// and 14.0; of more than 24 MB, ms, LSTM H = 1536, T = 16 13.1 and 12.8, T = 24 17.2 and 18.0, T =
+// 50 31.9 and 35.7, GRU 21.2 and 23.9. AVX2, LSTM H = 512: T = 16 2.9 ms and 1.9, T = 50 6.3
+// and 7.2; of 81 MB, for which memory is allocated at every call, AVX-512, LSTM H = 2304, T = 21
+// 46.3 ms and 42.8, T = 40 81.6 and 81). `wide` are weights of more than kWideBytes.
+constexpr int64_t steps_in_place(int64_t hh_bytes, bool wide) {
+  if (kSimdBytes < 64) return wide ? 16 : kStepsInPlace;
+  constexpr auto kept = static_cast<int64_t>(Workspace::kKept);
+  return hh_bytes > kept        ? 45
+         : hh_bytes > 24 << 20  ? 20
+         : hh_bytes > 8 << 20   ? 32
+         : hh_bytes >= 1 << 20  ? 40
+         : hh_bytes > 128 << 10 ? 16
+                                : kStepsInPlace;
+}
+// Of one row, or of two where their tile is but a block, up to this many vectors of units are
+// finished together, which hides the latency of a cell's formula (AVX2, T = 60: one row GRU H = 32
+// 14.0 us and 12.5, LSTM H = 20 14.7 and 11.6; 4 or 16 vectors: no difference; two rows LSTM H = 32
+// 60 us and 40, T = 25, H = 256 1.36 ms and 0.83, GRU H = 32 34 us and 30).
+constexpr int kTogether = 8;
+// One row of an LSTM or a GRU reads a w_hh (a thread its part) of more than kL1Bytes, as much as L1
+// has, and up to kNearBytes a panel at a time from end to end: of these bytes L1 still holds the
+// most when the next step comes, and of few streams the machine's prefetchers make the most. From
+// further away panels side by side come as fast or faster, and panels in two parts (AVX2, LSTM) and
+// those of RNNs, one vector a block, always do. Side by side and from end to end, T = 100: LSTM H =
+// 128 206 us and 201, H = 192 399 and 403, H = 256 845 and 809, H = 512 4670 and 4470, H =
+// 1024 20.2 ms and 20.9, GRU H = 128 155 and 146, H = 192 293 and 312, H = 512 3390 and 3240; of 48
+// KB or less, T = 50, LSTM H = 48 11.7 and 12.0, GRU H = 64 13.8 and 14.7. With vectors
+// of 32 bytes more than 256 KB were not timed since k comes in turns.
+constexpr int64_t kL1Bytes = 48 << 10;
+constexpr int64_t kNearBytes = kSimdBytes == 64 ? 8 << 20 : 256 << 10;
+// At most this many rows of a thread take their input products ahead of the steps,
+constexpr int64_t kRowsAhead = 4;
+// if they have more inputs than this: the products of a few do not wait for h, so they fill the
+// time in which the last step's cells end, and their sums need not be written and read again (T =
+// 60, ahead and not, us: I = 1, B = 1 LSTM H = 32 8.1 and 7.8, H = 64 23.5 and 22.9, H = 128 92.2
+// and 92.4, GRU H = 32 7.2 and 6.8, RNN 4.4 and 4.3, B = 4 LSTM H = 32 20.2 and 18.9; I = 8, B = 1
+// LSTM H = 32 8.8 and 8.5, H = 64 24.8 and 26.4, GRU H = 32 7.7 and 7.3; I = 32, H = 32 the same,
+// RNN, I = 64, H = 128 22.8 and 31.6),
+constexpr int64_t few_inputs(int64_t hh_bytes) {
+  if (kSimdBytes < 64) return 0;  // not timed, nor are float64 and RNNs of 2 to 8 inputs
+  return hh_bytes <= kL1Bytes / 2 ? 8 : 1;
+}
+// or this many where the weights together have more than kBeyondCachesBytes bytes: those do not
+// stay in L3 from step to step, and products ahead of the steps halve what every step must bring
+// from memory (T = 25: LSTM H = 1024, B = 8 25 ms against 32; H = 832, 22 MB, B = 32 40.5
+// against 44.7, B = 8 12.4 against 15.4, GRU H = 1024, 25 MB, 45.3 against 50.8 and 15.2
+// against 20.1). Below it, writing the sums and reading them again costs more (LSTM H = 640 22.2 ms
+// against 21.4, GRU H = 768 24.9 against 23.7; LSTM H = 768, 19 MB, 34.9 against 35.9 on one
+// thread, 16.8 against 15.9 on two).
+constexpr int64_t kRowsAheadOfMemory = 64;
+constexpr int64_t kBeyondCachesBytes = 20 << 20;
+// There a tile calls for its share of the next block's panel while its own product runs, if it has
+// so many rows (AVX-512, B = 32: LSTM H = 1024 59.6 ms and 57.5, H = 832 39.0 and 37.7, GRU 43.3
+// and 41.7; where the weights stay in L3 1 % slower, B = 8 12 % and more, in L2 up to 23 %),
+constexpr int kFewestThatCall = 3;
+// in so many pieces of the product (half as many up to 3 % slower, a quarter up to 13 %).
+constexpr int kPiecesOfCalls = 64;
+// Weights of more than this many bytes, which have left L2 since the last call and in part L3, are
+// packed in passing: a block at a time, just before its panels are first used, while the tiles of
+// the block before it call for what that reads and writes. Packing takes 80 us for 4 MB that are in
+// L3, and 240 where all of it goes to and from memory; what can be hidden is as much as the
+// products take meanwhile (before all products and in passing, T = 25, ms: LSTM H = 512, B = 4 2.05
+// and 1.93, B = 32 13.56 and 13.15, H = 1024, B = 8 20.0 and 18.1, B = 32 58.1 and 57.5, GRU H =
+// 1024, B = 8 15.2 and 13.2, B = 32 45.4 and 43.5; of less, LSTM H = 320, T = 80, B = 8 and H =
+// 256, T = 50, B = 4 up to 1 % slower).
+constexpr int64_t kPackedInPassing = 4 << 20;
+// Bytes of sums that the input products of a chunk of steps aim at, half of L2, and the fewest
+// steps that make such a product worth while.
+constexpr int64_t kAheadSums = 512 << 10;
+constexpr int64_t kFewestAhead = 8;
+// One row of an LSTM or a GRU makes the products of the first so many steps before all, and those
+// of the next so many each time while steps read w_hh (meanwhile.h), where w_hh, of a thread its
+// part, has more bytes than the one, both weights up to as many as the other, and I is more than
+// half of H (LSTM H = 128, T = 100: I = 64 170 us and 169, I = 32 157 and 162).
+constexpr int64_t kStepsMeanwhile = 4;
+constexpr int64_t kFewestMeanwhile = 160 << 10;
+// Of several threads, that is so from more on (two threads, T = 100, LSTM H = 160 166 us and 168, H
+// = 192 243 and 241, H = 224, 392 KB each, 321 and 285, GRU H = 192 176 and 174, H = 224, 294 KB,
+// 235 and 222, H = 256 309 and 272).
+constexpr int64_t kFewestOfThreadsMeanwhile = 288 << 10;
+constexpr int64_t kMostMeanwhile = 840 << 10;
+// Where all steps together have up to so many bytes of sums, one product makes them, a few blocks
+// at a time, and what it reads of w_ih is packed just before, to stay in L2 (T = 25: LSTM H = 1024,
+// B = 4 13.6 ms and 12.1, H = 512 2.14 and 2.11, GRU H = 512, B = 1 0.91 and 0.89; two threads,
+// LSTM H = 1024, B = 4 14 % less, the others as before).
+constexpr int64_t kAheadAtOnce = 2 << 20;
+// The lanes of those products are units, with w_ih packed, or, where a w_ih of more than this many
+// bytes would be packed for a few rows, rows of x, with x packed instead. Packing 4 MB takes as
+// long as the products of 12 rows, which lanes without a row lose again (LSTM, I = H = 512, T =
+// 25: 1.44 ms and 1.37, T = 50 the same; GRU 1.04 and 1.08); packing 16 MB, of 24 rows (H = 1024, T
+// = 25: 7.5 ms and 6.5).
+constexpr int64_t kLanesBytes = 8 << 20;
+// Of up to kFewRowsAhead rows in all that is so from this many bytes on (LSTM I = H = 512, B = 1,
+// AVX2: T = 10 2.1 ms and 1.8, T = 25 3.02 and 2.88).
+constexpr int64_t kLanesBytesFew = 3 << 20;
+constexpr int64_t kFewRowsAhead = 32;
+// A few rows: all of them in this many blocks of lanes side by side, so that w_ih is read once
+// (I = H = 1024, B = 1: T = 50 12.2 ms and 11.5, T = 100 22.4 and 22.0; B = 8, T = 25: 20.6 and
+// 21.9),
+constexpr int kLanesAbreast = 4;
+// or in up to so many readings of a w_ih of more than this many bytes (I = H = 1536: T = 50, B = 1
+// 46 ms and 42, B = 4 74 and 68; T = 25, B = 8 57 and 53).
+constexpr int64_t kReadingsInPlace = 4;
+constexpr int64_t kReadAgainBytes = 24 << 20;
+
+// Without an h0 the first step needs no product with w_hh, if that is finite. Packing looks, where
+// such a product is more than the looking: rows times weights of more than this many bytes (LSTM, H
+// = 32: T = 60, B = 1 10.3 us and 10.4, T = 20, B = 4 11.5 both; T = 10, B = 51 50.2 and 48.8; H =
+// 512, T = 25, B = 4 2.35 ms and 2.30; H = 128, T = 1, B = 32 50 us and 34).
+constexpr int64_t kWorthALook = 64 << 10;
+
+// Where one row of a step reads and writes.
+template <typename E>
+struct ForwardRow {
+  using T = sum_t<E>;
+
+  const E* x;       // [I]
+  const E* x_next;  // the row's x in the next step; x itself where it has none
+  const T* ahead;   // input product and biases [blocks][G][kLanes], or null
+  const E* h_prev;
+  const T* c_prev;
+  E* h;      // [H], of `out` or, with a projection, of the row to project
+  T* c;      // [H]
+  T* state;  // [H]: h before it was rounded, where the cell reads it and E is not T
+  T* gates;  // [saved, H] or null
+};
+
+template <typename Cell, typename E>
+struct ForwardPlan {
+  using T = sum_t<E>;
+  // h is a state beside what `out` holds of it.
+  static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
+  using ProductsAhead = ProductsAsLanes<E, kLanesAbreast * Vec<T>::kLanes>;
+  using Packed = PackedWeights<Cell, E>;
+  // One row's step can make input products of later ones (meanwhile.h).
+  static constexpr bool kStepsMakeProducts =
+      Operand<E>::kGroup == 1 && Cell::kGates > 1 && !exceeds_registers(kTileRows, 1, Cell::kGates);
+  // Tiles can call for memory: of LSTMs and GRUs, where 32 registers hold a tile's sums.
+  static constexpr bool kTilesCall =
+      Cell::kSums > 1 && !exceeds_registers(kTileRows, 1, Cell::kSums);
+
+  const ForwardArgs<E>& args;
+  Neighbours neighbours;
+  int64_t blocks = 0;       // of units
+  bool x_in_place = false;  // the weights are read where they are, not from panels
+  bool h_in_place = false;
+  bool beyond_caches = false;  // the weights do not stay in L3
+  bool x_from_memory = false;  // w_ih comes from memory (comes_from_memory in tile.h),
+  bool h_from_memory = false;  // w_hh does
+  bool near = false;           // one row reads w_hh a panel at a time
+  bool ahead = false;          // input products before the steps,
+  bool x_as_lanes = false;     // whose lanes are rows of x instead of units
+  bool x_by_block = false;     // w_ih is packed a few blocks at a time, just before
+  bool meanwhile = false;      // after the first steps, each while a step before reads w_hh
+  int64_t steps_ahead = 0;
+  bool packs_in_passing = false;  // panels are made a block at a time, as they are first used
+
+  Packed packed = {};
+  E* unprojected = nullptr;  // [B, H]
+  T* states = nullptr;       // [B, H]
+  T* zeros = nullptr;        // [H]
+  E* none = nullptr;         // [H]: zeros that stand for an h0
+  // Parts of [steps_ahead * B][blocks][G][kLanes], where each thread has its rows or its blocks:
+  T* ahead_sums = nullptr;
+  // Of each thread:
+  ForwardRow<E>* rows = nullptr;  // [B]
+  const E** ahead_x = nullptr;    // [steps_ahead * B]
+  E* x_panels = nullptr;          // as packed.x, of the blocks of a tile
+  E* x_lanes = nullptr;           // [blocks of rows][I][kLanes]
+  E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]
+
+  int64_t ahead_stride() const { return blocks * Cell::kGates * Vec<T>::kLanes; }
+
+  // Some blocks without the one that is a tail. What tiles call for is whole panels; a tail's tiles
+  // call for none.
+  Range without_tail(Range some) const {
+    if (packed.tail > 0 && some.end == blocks && some.size() > 0) --some.end;
+    return some;
+  }
+};
