@@ -68,6 +68,31 @@ def test_input_products_of_all_steps_at_once_and_in_chunks(kind: str, above: boo
     check_layer(Case(kind, steps, 1, 3, 128), torch.float32, "torch")
 
 
+@pytest.mark.parametrize("steps", [5, 18, 23])
+@pytest.mark.parametrize(
+    ("kind", "count", "hidden"),
+    [("LSTM", 1, 137), ("GRU", 1, 150), ("LSTM", 2, 230), ("GRU", 2, 259)],
+)
+def test_one_row_whose_steps_make_the_input_products_of_later_ones(
+    kind: str, count: int, hidden: int, steps: int
+) -> None:
+    """Weights that L2 holds and L1 does not; steps not divided by four, units not by 16."""
+    one = Case(kind, steps, 1, hidden - 37, hidden)
+    both = replace(one, bidirectional=True, L=2)
+    zeros = replace(one, hx=False, bias=False)
+    with threads(count):
+        for case in (one, both, zeros, replace(both, lengths=(steps,))):
+            check_layer(case, torch.float32, "torch")
+            layer = case.module(fused_rnn, torch.float32)
+            x, states = case.tensors(torch.float32)
+            with torch.no_grad():
+                expected = flatten(layer(case.pack(x), case.hx_of(states)))
+                frozen = flatten(fused_rnn.freeze(layer)(case.pack(x), case.hx_of(states)))
+            for got, other in zip(frozen, expected, strict=True):
+                assert_close("frozen", got, other, TOLERANCE[torch.float32])
+        check_layer(replace(one, I=60, H=100), torch.float64, "reference")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_gives_the_training_results(kind: str) -> None:
     case = Case(kind, 7, 5, 3, 33, L=2, bidirectional=True)

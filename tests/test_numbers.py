@@ -166,6 +166,7 @@ def test_nan_and_inf_of_a_cell(kind: str, dtype: torch.dtype) -> None:
         (11, 3, 460, 401, torch.float32),  # with the input products of all steps
         (32, 4, 5, 600, torch.float64),  # and of some
         (3, 7, 900, 321, torch.float32),  # a last block of one unit
+        (19, 1, 120, 137, torch.float32),  # while one row's steps make input products
     ],
 )
 def test_nan_and_inf_in_large_weights(

@@ -868,6 +868,14 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 6, 4, 11, 33, 0, true, true, false, false, 1});
     all.push_back({kind, 6, 2, 11, 41, 0, true, true, true, true, 1});
   }
+  // One row, with AVX-512 the input products made while w_hh is read: of steps that four do not
+  // divide, of whole tiles of them and of what no step makes, of a tail, in reverse, by threads.
+  for (const CellKind kind : {CellKind::lstm, CellKind::gru}) {
+    all.push_back({kind, 19, 1, 90, 131, 0, true, true, false, true, 1});
+    all.push_back({kind, 17, 1, 152, 144, 0, true, false, false, false, 1});
+    all.push_back({kind, 18, 1, 120, 227, 0, true, true, true, false, 2});
+  }
+  all.push_back({CellKind::lstm, 21, 1, 100, 140, 109, false, true, false, false, 1});
   return all;
 }
 
