@@ -68,7 +68,7 @@ def test_input_products_of_all_steps_at_once_and_in_chunks(kind: str, above: boo
     check_layer(Case(kind, steps, 1, 3, 128), torch.float32, "torch")
 
 
-@pytest.mark.parametrize("steps", [5, 18, 23])
+@pytest.mark.parametrize("steps", [3, 4, 5, 18, 23])
 @pytest.mark.parametrize(
     ("kind", "count", "hidden"),
     [("LSTM", 1, 137), ("GRU", 1, 150), ("LSTM", 2, 230), ("GRU", 2, 259)],
@@ -91,6 +91,12 @@ def test_one_row_whose_steps_make_the_input_products_of_later_ones(
             for got, other in zip(frozen, expected, strict=True):
                 assert_close("frozen", got, other, TOLERANCE[torch.float32])
         check_layer(replace(one, I=60, H=100), torch.float64, "reference")
+
+
+def test_such_a_row_with_weights_packed_in_passing() -> None:
+    """More than 4 MB of them, of which each of seven threads has little enough."""
+    with threads(7):
+        check_layer(Case("LSTM", 42, 1, 400, 397), torch.float32, "torch")
 
 
 @pytest.mark.parametrize("kind", KINDS)

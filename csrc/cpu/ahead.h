@@ -1,4 +1,4 @@
-// When input products are made that are ahead of the steps.
+// Decides when the input products that are ahead of the steps are made.
 
 // The input products that are ahead of a thread's steps: those of some steps at a time, before the
 // first of them, or while the steps before them run.
@@ -81,7 +81,7 @@ class InputsAhead {
 
   const Plan& plan_;
   const Share& mine_;
-  Steps later_;         // the last that is listed
+  Steps later_;         // the last that is listed, or the first of all
   int64_t listed_ = 0;  // steps
   int64_t until_ = 0;
   int64_t row_ = 0;    // of the next step, among the plan's

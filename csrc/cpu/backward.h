@@ -447,7 +447,7 @@ void group_columns(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chun
     pack(plan.dp, plan.args.shape.P, plan.args.shape.P, plan.dp_columns, plan.dp_stride());
 }
 
-// Scratch that weight_products needs for so many rows.
+// Scratch that gradients_of_weights needs for so many rows.
 template <typename Cell, typename E>
 int64_t scratch_of_weights(const SequenceShape& shape, int64_t rows) {
   return scratch_of_product<E>(Cell::kSums * shape.H, rows, shape.I > shape.H ? shape.I : shape.H);
@@ -470,8 +470,8 @@ Range rows_with_previous(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>
 
 // This thread's part of the gradients of the weights.
 template <typename Cell, typename E>
-void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, bool add,
-                     int id, int team) {
+void gradients_of_weights(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& chunk, bool add,
+                          int id, int team) {
   using T = sum_t<E>;
   const BackwardArgs<E>& args = plan.args;
   const int64_t H = args.shape.H;
@@ -483,6 +483,8 @@ void weight_products(const BackwardPlan<Cell, E>& plan, const Chunk<Cell, E>& ch
   const OperandRows<E> h_prev{nullptr, 0, plan.h_prev};
   const auto from = [](T* grad, int64_t i) { return grad != nullptr ? grad + i : nullptr; };
 
+  constexpr int kSets = sizeof(Cell::kColumns) / sizeof(DeltaColumns);
+  static_assert(kSets + (Cell::kProjects ? 1 : 0) <= WeightProducts<E>::kMost);
   WeightProducts<E> products(chunk.size, add);
   int64_t x_row = 0;  // of w_ih and w_hh, in the order of the deltas
   int64_t h_row = 0;
@@ -614,7 +616,7 @@ void backward_layer(const BackwardArgs<E>& args, const Threads& threads,
         group_columns(own, chunk, id, team);
         member.wait();
       }
-      if (plan.want_weights) weight_products(own, chunk, done > 0, id, team);
+      if (plan.want_weights) gradients_of_weights(own, chunk, done > 0, id, team);
       if (args.grad_x != nullptr && !neighbours.has_after())
         input_products(own, chunk, share(chunk.size, team, id));
 
@@ -667,7 +669,7 @@ void weights_of_deltas(const BackwardArgs<E>& args, bool add, const Threads& thr
       group_columns(own, chunk, id, team);
       member.wait();
     }
-    weight_products(own, chunk, add, id, team);
+    gradients_of_weights(own, chunk, add, id, team);
   };
   run_team(threads, wanted.rows * wanted.units, body);
 }

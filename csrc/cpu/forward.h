@@ -182,7 +182,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
     const int64_t fewest = wanted.units > 1 ? kFewestOfThreadsMeanwhile : kFewestMeanwhile;
     plan.meanwhile = plan.kStepsMakeProducts && plan.near && shape.B == 1 && !plan.h_in_place &&
-                     !plan.x_as_lanes && !neighbours.has_before() && 2 * I > H &&
+                     !plan.x_as_lanes && !neighbours.has_before() && 2 * I > H && I <= 2 * H &&
                      hh_bytes > fewest * wanted.units &&
                      hh_bytes + ih_bytes <= kMostMeanwhile * wanted.units;
     if (plan.meanwhile) {

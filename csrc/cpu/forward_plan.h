@@ -94,14 +94,15 @@ constexpr int64_t kPackedInPassing = 4 << 20;
 constexpr int64_t kAheadSums = 512 << 10;
 constexpr int64_t kFewestAhead = 8;
 // One row of an LSTM or a GRU makes the products of the first so many steps before all, and those
-// of the next so many each time while steps read w_hh (meanwhile.h), where w_hh, of a thread its
-// part, has more bytes than the one, both weights up to as many as the other, and I is more than
-// half of H (LSTM H = 128, T = 100: I = 64 170 us and 169, I = 32 157 and 162).
+// of the next so many each time while steps read w_hh (meanwhile.h),
 constexpr int64_t kStepsMeanwhile = 4;
+// where w_hh has more than kFewestMeanwhile bytes, or each of several threads has more than
+// kFewestOfThreadsMeanwhile of it (two threads, T = 100, LSTM H = 160 166 us and 168, H = 192 243
+// and 241, H = 224, 392 KB each, 321 and 285, GRU H = 192 176 and 174, H = 224, 294 KB, 235 and
+// 222, H = 256 309 and 272), both weights, or a thread's part of them, have at most kMostMeanwhile,
+// and I is more than half of H (LSTM H = 128, T = 100: I = 64 170 us and 169, I = 32 157 and 162)
+// and at most twice as much (I = 256 252 and 246).
 constexpr int64_t kFewestMeanwhile = 160 << 10;
-// Of several threads, that is so from more on (two threads, T = 100, LSTM H = 160 166 us and 168, H
-// = 192 243 and 241, H = 224, 392 KB each, 321 and 285, GRU H = 192 176 and 174, H = 224, 294 KB,
-// 235 and 222, H = 256 309 and 272).
 constexpr int64_t kFewestOfThreadsMeanwhile = 288 << 10;
 constexpr int64_t kMostMeanwhile = 840 << 10;
 // Where all steps together have up to so many bytes of sums, one product makes them, a few blocks
@@ -157,7 +158,8 @@ struct ForwardPlan {
   static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
   using ProductsAhead = ProductsAsLanes<E, kLanesAbreast * Vec<T>::kLanes>;
   using Packed = PackedWeights<Cell, E>;
-  // One row's step can make input products of later ones (meanwhile.h).
+  // One row's step can make input products of later ones (meanwhile.h): 32 registers hold a tile's
+  // sums and the row's, of which no element is a group.
   static constexpr bool kStepsMakeProducts =
       Operand<E>::kGroup == 1 && Cell::kGates > 1 && !exceeds_registers(kTileRows, 1, Cell::kGates);
   // Tiles can call for memory: of LSTMs and GRUs, where 32 registers hold a tile's sums.
@@ -176,7 +178,7 @@ struct ForwardPlan {
   bool ahead = false;          // input products before the steps,
   bool x_as_lanes = false;     // whose lanes are rows of x instead of units
   bool x_by_block = false;     // w_ih is packed a few blocks at a time, just before
-  bool meanwhile = false;      // after the first steps, each while a step before reads w_hh
+  bool meanwhile = false;      // later ones made by earlier steps while those read w_hh
   int64_t steps_ahead = 0;
   bool packs_in_passing = false;  // panels are made a block at a time, as they are first used
 
@@ -185,11 +187,12 @@ struct ForwardPlan {
   T* states = nullptr;       // [B, H]
   T* zeros = nullptr;        // [H]
   E* none = nullptr;         // [H]: zeros that stand for an h0
-  // Parts of [steps_ahead * B][blocks][G][kLanes], where each thread has its rows or its blocks:
+  // Of the steps ahead (twice as many where they are made meanwhile), parts of [steps *
+  // B][blocks][G][kLanes], where each thread has its rows or its blocks:
   T* ahead_sums = nullptr;
   // Of each thread:
   ForwardRow<E>* rows = nullptr;  // [B]
-  const E** ahead_x = nullptr;    // [steps_ahead * B]
+  const E** ahead_x = nullptr;    // [steps * B], as many steps
   E* x_panels = nullptr;          // as packed.x, of the blocks of a tile
   E* x_lanes = nullptr;           // [blocks of rows][I][kLanes]
   E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]

@@ -1,13 +1,11 @@
 // One row: the input products of the next steps, made while a step reads w_hh.
 //
-// What L2 gives leaves half of a step's multiply-adds idle. A tile of products, kRows steps x a
-// block of units, goes with some blocks of w_hh: four of the row's k, then one of the tile's.
-// (LSTM, I = H, T = 100, one thread, before the steps and meanwhile: H = 112 154 us and 138, H =
-// 128 196 and 169, H = 160 302 and 269, H = 96 110 and 111, H = 176, of which both weights are as
-// large as L2, 333 and 348; GRU H = 128 143 and 139, H = 160 227 and 210, H = 176 274 and 246, H =
-// 208 334 and 379. In a loop of nothing else, LSTM H = 128, ns a step: apart 1670; in turns 1400,
-// with two registers for each of the row's sums 1530; four k unrolled, so that each load has a
-// steady distance, 1450 to 1470; eight k, then two of the tile 2250.)
+// L2 gives w_hh so slowly that half of the multiply-adds which a step could do are idle. A tile of
+// input products, kRows steps x a block of units, goes with some blocks of w_hh: four of the row's
+// k, then one of the tile's. (A loop of nothing else, LSTM H = 128, ns a step: apart 1670; in turns
+// 1400, with two registers for each of the row's sums 1530; four k unrolled, so that each load has
+// a steady distance, 1450 to 1470; eight k, then two of the tile 2250. Layers are in
+// csrc/README.md.)
 template <typename Cell, typename E>
 class ProductsMeanwhile {
   using T = sum_t<E>;
@@ -18,7 +16,9 @@ class ProductsMeanwhile {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kSums = Cell::kSums;
   static constexpr int kRows = kStepsMeanwhile;
+  // Blocks of w_hh that go with a tile, up to half as many more.
   static constexpr int64_t kBlocksATile = 4;
+  static_assert(kBlocksATile + kBlocksATile / 2 <= kTogether);
   // The row's sums, beside a tile's, as chains of additions.
   static constexpr int kParts = kGates < 4 ? 2 : 1;
 
@@ -27,7 +27,7 @@ class ProductsMeanwhile {
   ProductsMeanwhile(const Plan& plan, Range units)
       : plan_(plan), units_(units), whole_(plan.without_tail(units)), next_(units.end) {}
 
-  // From now on those of the `count` rows of plan.ahead_x from `first` on, if any.
+  // From now on the input products of the `count` rows of plan.ahead_x from `first` on, if any.
   void begin(int64_t first, int64_t count) {
     first_ = first;
     count_ = count;
@@ -37,12 +37,13 @@ class ProductsMeanwhile {
       x_.row[r] = plan_.ahead_x[first + (r < count ? r : count - 1)];
   }
 
-  // Those that no step has made.
+  // The input products that no step has made.
   void finish() {
     if (next_ < units_.end) InputProducts<Cell, E>(plan_, first_).run(count_, {next_, units_.end});
     next_ = units_.end;
   }
 
+  // Input products that a step can make, or that are left to finish().
   bool some_left() const { return next_ < units_.end; }
 
   // A step of one row, as ForwardStep::few_rows.
@@ -59,8 +60,8 @@ class ProductsMeanwhile {
       if (next_ < whole_.end) {
         with_tile(step, whole, stored);
       } else {
-        for (int64_t block = whole.begin; block < whole.end; ++block)
-          sums.template tile<1, 1>(0, block);
+        for (int64_t j = 0; j < whole.size(); ++j)
+          sums.template tile<1, 1>(0, step.back ? whole.end - 1 - j : whole.begin + j);
       }
       finish_stored<kSums>(step, 0, blocks.begin, 1, static_cast<int>(blocks.size()),
                            static_cast<T*>(stored));
@@ -74,6 +75,8 @@ class ProductsMeanwhile {
                                            T* stored) {
     const int64_t I = plan_.args.shape.I;
     const int64_t O = plan_.args.shape.hidden();
+    const int64_t depth = step.from_zeros ? 0 : O;  // of the row's product
+    static_assert(Packed::kAbreast == kGates);
     const E* const w_ih = plan_.packed.x + next_ * Packed::panel(I);
     const T* const bias = plan_.packed.bias + next_ * kSums * kLanes;
     V later[kRows][kGates];
@@ -110,20 +113,20 @@ class ProductsMeanwhile {
       }
       const E* const w_hh = plan_.packed.h + block * Packed::panel(O);
       const auto add_h = [&](int part, int64_t k) __attribute__((always_inline)) {
-        V* const to = sum[part % kParts];
+        V* const sums = sum[part % kParts];
         const V value = h.at(0, k);
 #pragma GCC unroll 4
         for (int g = 0; g < kGates; ++g)
-          to[g] = fma(value, V::load(w_hh + k * Packed::kStride + g * kLanes), to[g]);
+          sums[g] = fma(value, V::load(w_hh + k * Packed::kStride + g * kLanes), sums[g]);
       };
       const int64_t until = I * (i + 1) / blocks.size();
-      InTurns<1> turns(O);
+      InTurns<1> turns(depth);
       for (int pair = 0; turns.has_pair(); turns.next(), ++pair) {
         add_h(0, turns.first());
         add_h(1, turns.second());
         if (pair % 2 != 0 && done < until) add_x(done++);
       }
-      for (int64_t k = turns.end(); k < O; ++k) add_h(0, k);
+      for (int64_t k = turns.end(); k < depth; ++k) add_h(0, k);
       for (; done < until; ++done) add_x(done);
 #pragma GCC unroll 4
       for (int g = 0; g < kGates; ++g) {

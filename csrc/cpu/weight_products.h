@@ -58,7 +58,8 @@ struct ProductsOfColumns {
   int64_t cost(int64_t K) const {
     int64_t vectors = 1 + (sum() != nullptr ? K : 0);  // even gradients of zeros are written
     for (const With& one : with)
-      vectors += one.grad != nullptr ? one.not_zero.size() * blocks_of<T>(one.N) : 0;
+      if (one.grad != nullptr)
+        vectors += (sum() != nullptr ? one.not_zero.size() : K) * blocks_of<T>(one.N);
     return vectors;
   }
 
@@ -99,6 +100,8 @@ struct ProductsOfColumns {
 template <typename E>
 class WeightProducts {
  public:
+  static constexpr int kMost = 3;  // sets of a GRU
+
   WeightProducts(int64_t K, bool add) : K_(K), add_(add) {}
 
   void append(const ProductsOfColumns<E>& products) { all_[count_++] = products; }
@@ -112,7 +115,7 @@ class WeightProducts {
       const ProductsOfColumns<E>& products = all_[i];
       const int64_t blocks = blocks_of<T>(products.columns);
       const int64_t cost = products.cost(K_);
-      // A block is whose part it begins in.
+      // A block belongs to the thread in whose part of the costs it begins.
       const auto first_from = [&](int64_t at) {
         const int64_t block = at <= done ? 0 : (at - done + cost - 1) / cost;
         return block < blocks ? block : blocks;
@@ -127,7 +130,6 @@ class WeightProducts {
  private:
   using T = sum_t<E>;
 
-  static constexpr int kMost = 3;  // sets of a GRU
   int64_t K_;
   bool add_;
   int count_ = 0;
