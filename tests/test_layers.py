@@ -41,6 +41,16 @@ def test_reference_is_torch_to_rounding(case: Case) -> None:
         assert_close("result", one, other, 1e-12)
 
 
+def check_frozen(case: Case) -> None:
+    layer = case.module(fused_rnn, torch.float32)
+    x, states = case.tensors(torch.float32)
+    with torch.no_grad():
+        expected = flatten(layer(case.pack(x), case.hx_of(states)))
+        frozen = flatten(fused_rnn.freeze(layer)(case.pack(x), case.hx_of(states)))
+    for one, other in zip(frozen, expected, strict=True):
+        assert_close("frozen", one, other, TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(("kind", "hidden"), [("LSTM", 1201), ("GRU", 1371)])
 def test_weights_beyond_the_caches(kind: str, hidden: int, count: int) -> None:
@@ -50,13 +60,7 @@ def test_weights_beyond_the_caches(kind: str, hidden: int, count: int) -> None:
     with threads(count):
         for case in (dense, packed):
             check_layer(case, torch.float32, "torch")
-            layer = case.module(fused_rnn, torch.float32)
-            x, states = case.tensors(torch.float32)
-            with torch.no_grad():
-                expected = flatten(layer(case.pack(x), case.hx_of(states)))
-                frozen = flatten(fused_rnn.freeze(layer)(case.pack(x), case.hx_of(states)))
-            for one, other in zip(frozen, expected, strict=True):
-                assert_close("frozen", one, other, TOLERANCE[torch.float32])
+            check_frozen(case)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,20 +80,14 @@ def test_input_products_of_all_steps_at_once_and_in_chunks(kind: str, above: boo
 def test_one_row_whose_steps_make_the_input_products_of_later_ones(
     kind: str, count: int, hidden: int, steps: int
 ) -> None:
-    """Weights that L2 holds and L1 does not; steps not divided by four, units not by 16."""
+    """Weights that L2 holds and L1 does not; steps in fours and not, units not in sixteens."""
     one = Case(kind, steps, 1, hidden - 37, hidden)
     both = replace(one, bidirectional=True, L=2)
     zeros = replace(one, hx=False, bias=False)
     with threads(count):
         for case in (one, both, zeros, replace(both, lengths=(steps,))):
             check_layer(case, torch.float32, "torch")
-            layer = case.module(fused_rnn, torch.float32)
-            x, states = case.tensors(torch.float32)
-            with torch.no_grad():
-                expected = flatten(layer(case.pack(x), case.hx_of(states)))
-                frozen = flatten(fused_rnn.freeze(layer)(case.pack(x), case.hx_of(states)))
-            for got, other in zip(frozen, expected, strict=True):
-                assert_close("frozen", got, other, TOLERANCE[torch.float32])
+            check_frozen(case)
         check_layer(replace(one, I=60, H=100), torch.float64, "reference")
 
 

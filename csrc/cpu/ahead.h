@@ -1,7 +1,5 @@
-// Decides when the input products that are ahead of the steps are made.
-
-// The input products that are ahead of a thread's steps: those of some steps at a time, before the
-// first of them, or while the steps before them run.
+// When the input products that are ahead of a thread's steps are made: those of some steps at a
+// time, before the first of them, or while the steps before them run.
 template <typename Cell, typename E>
 class InputsAhead {
   using T = sum_t<E>;

@@ -158,8 +158,8 @@ struct ForwardPlan {
   static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
   using ProductsAhead = ProductsAsLanes<E, kLanesAbreast * Vec<T>::kLanes>;
   using Packed = PackedWeights<Cell, E>;
-  // One row's step can make input products of later ones (meanwhile.h): 32 registers hold a tile's
-  // sums and the row's, of which no element is a group.
+  // One row's step can make input products of later ones (meanwhile.h): of LSTMs and GRUs, where 32
+  // registers hold the sums of both, and operands are single elements, not groups.
   static constexpr bool kStepsMakeProducts =
       Operand<E>::kGroup == 1 && Cell::kGates > 1 && !exceeds_registers(kTileRows, 1, Cell::kGates);
   // Tiles can call for memory: of LSTMs and GRUs, where 32 registers hold a tile's sums.

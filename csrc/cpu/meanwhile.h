@@ -16,7 +16,7 @@ class ProductsMeanwhile {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kSums = Cell::kSums;
   static constexpr int kRows = kStepsMeanwhile;
-  // Blocks of w_hh that go with a tile, up to half as many more.
+  // Blocks of w_hh that go with a tile, about: fewer than half as many more.
   static constexpr int64_t kBlocksATile = 4;
   static_assert(kBlocksATile + kBlocksATile / 2 <= kTogether);
   // The row's sums, beside a tile's, as chains of additions.

@@ -900,7 +900,7 @@ std::vector<Stacked> stacks() {
     all.push_back({{kind, 2, 7, 33, 40, 0, true, true, false, false, 3}, 3});
   }
   // The first layer makes input products while it reads w_hh.
-  all.push_back({{CellKind::lstm, 41, 1, 112, 112, 0, true, true, false, false, 2}, 2});
+  all.push_back({{CellKind::lstm, 61, 1, 60, 103, 0, true, true, false, false, 2}, 2});
   // Several chunks of the backward pass.
   all.push_back({{CellKind::lstm, 400, 12, 3, 40, 0, true, true, false, false, 2}, 2});
   all.push_back({{CellKind::lstm, 61, 3, 7, 33, 17, true, true, true, false, 2}, 3});
