@@ -118,6 +118,9 @@ def test_cell(kind: str, shape: tuple[int, int, int], bias: bool, dtype: torch.d
         (3, 7, 20, 18),
         (12, 1, 300, 300),
         (4, 2, 2100, 257),
+        (2, 7, 100, 150),
+        (3, 3, 60, 200),
+        (30, 1, 40, 192),
     ],
     ids=str,
 )

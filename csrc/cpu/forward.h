@@ -143,18 +143,26 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   const int64_t ih_bytes = kGates * H * I * static_cast<int64_t>(sizeof(E));
   const bool wide = hh_bytes + ih_bytes >= kWideBytes;
   const bool shares_memory = wanted.units > 1 || threads.beside;
-  if (args.packed == nullptr) {
-    plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
-                      (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes);
-    plan.h_in_place =
-        plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place(hh_bytes, wide) ||
-                                             (shares_memory && hh_bytes > kInPlaceOfThreads)));
-  }
+  plan.beyond_caches = hh_bytes + ih_bytes > kBeyondCachesBytes;
   plan.near = kGates > 1 && PackedWeights<Cell, E>::kAbreast == kGates &&
               hh_bytes > kL1Bytes * wanted.units && hh_bytes <= kNearBytes * wanted.units;
+  const int64_t fewest = wanted.units > 1 ? kFewestOfThreadsMeanwhile : kFewestMeanwhile;
+  const bool from_panels_meanwhile = plan.kStepsMakeProducts && plan.near && shape.B == 1 &&
+                                     !neighbours.has_before() && 2 * I > H && I <= 2 * H &&
+                                     hh_bytes > fewest * wanted.units &&
+                                     hh_bytes + ih_bytes <= kMostMeanwhile * wanted.units;
+  if (args.packed == nullptr) {
+    const RowsOfWeights hh{hh_bytes, O * static_cast<int64_t>(sizeof(E)) % kCacheLine == 0,
+                           from_panels_meanwhile, wide};
+    plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
+                      (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes) ||
+                      few_steps_of_rows(shape.T, shape.B, plan.beyond_caches);
+    plan.h_in_place =
+        plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place<Cell>(hh) ||
+                                             (shares_memory && hh_bytes > kInPlaceOfThreads)));
+  }
   plan.x_from_memory = comes_from_memory<E>(kGates * H, I);
   plan.h_from_memory = comes_from_memory<E>(kGates * H, O);
-  plan.beyond_caches = hh_bytes + ih_bytes > kBeyondCachesBytes;
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
   plan.ahead =
@@ -180,11 +188,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     if (plan.x_by_block) plan.steps_ahead = shape.T;
     if (neighbours.has_before() && plan.steps_ahead > kStepsBehind) plan.steps_ahead = kStepsBehind;
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
-    const int64_t fewest = wanted.units > 1 ? kFewestOfThreadsMeanwhile : kFewestMeanwhile;
-    plan.meanwhile = plan.kStepsMakeProducts && plan.near && shape.B == 1 && !plan.h_in_place &&
-                     !plan.x_as_lanes && !neighbours.has_before() && 2 * I > H && I <= 2 * H &&
-                     hh_bytes > fewest * wanted.units &&
-                     hh_bytes + ih_bytes <= kMostMeanwhile * wanted.units;
+    plan.meanwhile = from_panels_meanwhile && !plan.h_in_place && !plan.x_as_lanes;
     if (plan.meanwhile) {
       plan.x_by_block = false;
       plan.steps_ahead = kStepsMeanwhile;

@@ -23,8 +23,12 @@ struct DotProducts {
   // sum[r][j] += w[j] x[r] for the first n rows of w; K long. In turns (tile.h) where weights are
   // read at every step of a sequence, forth and back (H = 512, T = 25 1310 us and 1240), or by rows
   // that share a load (LSTMCell H = 128, B = 8 15.0 and 13.4, H = 512, B = 8 200 and 175; AVX2 26.2
-  // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower.
-  template <bool kInTurns = (R > 1)>
+  // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower. kCalls: for
+  // the rows of w that come next, of weights from memory. Those of four x are read only four
+  // abreast, too few for the processor to fetch them in time (LSTMCell, B = 4, H = 768 405 us and
+  // 346, H = 1024 1390 and 1080, H = 1536 3680 and 2980; B = 2, eight abreast, 0 to 15 % slower, H
+  // = 512, in L3, 5 %).
+  template <bool kInTurns = (R > 1), bool kCalls = false>
   FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
 #pragma GCC unroll 16
     for (int first = 0; first < kAbreast; first += kRead) {
@@ -35,24 +39,24 @@ struct DotProducts {
       if constexpr (kInTurns) {
         InTurns<Op::kElements> turns(K);
         for (; turns.has_pair(); turns.next()) {
-          add_at<1>(first, rows, x, turns.first(), Op::kElements);
-          add_at<1>(first, rows, x, turns.second(), Op::kElements);
+          add_at<1, kCalls>(first, rows, x, turns.first(), Op::kElements, K);
+          add_at<1, kCalls>(first, rows, x, turns.second(), Op::kElements, K);
         }
         k = turns.end();
       } else {
         for (; k + kRun * Op::kElements <= K; k += kRun * Op::kElements)
-          add_at<kRun>(first, rows, x, k, Op::kElements);
+          add_at<kRun, kCalls>(first, rows, x, k, Op::kElements, K);
       }
       for (; k + Op::kElements <= K; k += Op::kElements)
-        add_at<1>(first, rows, x, k, Op::kElements);
-      if (k < K) add_at<1>(first, rows, x, k, static_cast<int>(K - k));
+        add_at<1, kCalls>(first, rows, x, k, Op::kElements, K);
+      if (k < K) add_at<1, kCalls>(first, rows, x, k, static_cast<int>(K - k), K);
     }
   }
 
-  // The next kVectors vectors of kRead rows of w, each of so many elements.
-  template <int kVectors>
+  // The next kVectors vectors of kRead rows of w, which are K long, each of so many elements.
+  template <int kVectors, bool kCalls>
   FUSED_RNN_INLINE void add_at(int first, const E* const* rows, const E* const* x, int64_t k,
-                               int count) {
+                               int count, int64_t K) {
     typename Op::V value[R][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -64,7 +68,9 @@ struct DotProducts {
     for (int j = 0; j < kRead; ++j) {
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        const typename Op::V weights = Op::load(rows[j] + k + v * Op::kElements, count);
+        const E* const at = rows[j] + k + v * Op::kElements;
+        const typename Op::V weights = Op::load(at, count);
+        if constexpr (kCalls) __builtin_prefetch(at + kRead * K);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           V& to = sum[r * kAbreast + first + j];
@@ -89,6 +95,7 @@ struct InPlace {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kRows = kLanes < 4 ? kLanes : 4;  // that share a load
   static constexpr int kMost = kRowsInPlaceWide;
+  static_assert(kMost % kRows == 0);
   // Rows that are worth the transpositions: two vectors of them (AVX2, H = 512: B = 16 LSTM 1.20 ms
   // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one of 16 lanes (H =
   // 512, B = 16 LSTM 0.38 and 0.35, GRU 0.29 and 0.27, H = 1024 2.44 and 1.90),
@@ -117,11 +124,14 @@ struct InPlace {
       }
       return;
     }
+    // Up to whole kRows: the last row again, whose sums then are nobody's.
+    const int64_t padded = (rows + kRows - 1) / kRows * kRows;
     const E* x[kMost];
     const E* h[kMost];
-    for (int64_t i = 0; i < rows; ++i) {
-      x[i] = step.rows[i].x;
-      h[i] = step.rows[i].h_prev;
+    for (int64_t i = 0; i < padded; ++i) {
+      const ForwardRow<E>& row = step.rows[i < rows ? i : rows - 1];
+      x[i] = row.x;
+      h[i] = row.h_prev;
     }
     const bool lanes = fill_lanes(rows);
     if (lanes) {
@@ -130,7 +140,7 @@ struct InPlace {
     }
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       alignas(64) T sums[kMost * kStride];
-      for (int64_t i = 0; i < rows; ++i)
+      for (int64_t i = 0; i < padded; ++i)
         __builtin_memcpy(sums + i * kStride, step.plan.packed.bias + block * kStride,
                          kStride * sizeof(T));
       if (lanes) {
@@ -172,15 +182,23 @@ struct InPlace {
     step.finish(0, block, sum);
   }
 
-  // Several rows never have their input products ahead, which is for sequences.
+  // Several rows never have their input products ahead, which is for sequences. Those that are left
+  // share loads as well, with AVX-512 three of them with one as a fourth that comes twice (LSTMCell
+  // H = 512, B = 2 120 us and 86, B = 3 157 and 94, B = 7 213 and 163; B = 4 97; AVX2, B = 2 131
+  // and 114, B = 3 that way 173 and 187).
   void dot_products(int64_t block, int64_t count, const E* const* x, const E* const* h, T* sums) {
     const int64_t unit = block * kLanes;
     const int n = lanes_of<T>(block, H);
+    constexpr int64_t kFewestPadded = kSimdBytes == 64 ? 3 : kRows;
     for (int g = 0; g < kGates; ++g) {
       int64_t i = 0;
-      for (; i + kRows <= count; i += kRows)
+      for (; i + kFewestPadded <= count; i += kRows)
         gate<kRows>(g, unit, n, x + i, h + i, sums + i * kStride);
-      for (; i < count; ++i) gate<1>(g, unit, n, x + i, h + i, sums + i * kStride);
+      if (i + 2 <= count) {
+        gate<2>(g, unit, n, x + i, h + i, sums + i * kStride);
+        i += 2;
+      }
+      if (i < count) gate<1>(g, unit, n, x + i, h + i, sums + i * kStride);
     }
   }
 
@@ -211,14 +229,23 @@ struct InPlace {
     for (int first = 0; first < n; first += kAbreast) {
       const int64_t row = g * H + unit + first;
       DotProducts<R, E> products;
-      products.add(w.w_ih + row * I, n - first, x, I);
+      add<R>(products, w.w_ih + row * I, n - first, x, I, step.plan.x_from_memory);
       if (x_sums != h_sums) {
         add<R>(products.total(), x_sums + first);
         products = {};
       }
-      products.add(w.w_hh + row * O, n - first, h, O);
+      add<R>(products, w.w_hh + row * O, n - first, h, O, step.plan.h_from_memory);
       add<R>(products.total(), h_sums + first);
     }
+  }
+
+  template <int R>
+  static FUSED_RNN_INLINE void add(DotProducts<R, E>& products, const E* w, int n,
+                                   const E* const* x, int64_t K, bool from_memory) {
+    if constexpr (R == kRows) {
+      if (from_memory) return products.template add<true, true>(w, n, x, K);
+    }
+    products.add(w, n, x, K);
   }
 
   // sums[r][j] += the lane of row r and unit j

@@ -803,21 +803,21 @@ std::vector<Shape> shapes() {
   // Panels packed in passing: with the first step, dense from zeros, packed, by threads, in
   // bfloat16 too; in reverse, where that step may have too few rows; with the input products of all
   // steps.
-  all.push_back({CellKind::lstm, 2, 7, 520, 337, 0, true, false, false, false, 1});
+  all.push_back({CellKind::lstm, 3, 7, 520, 337, 0, true, false, false, false, 1});
   all.push_back({CellKind::gru, 3, 7, 700, 401, 0, true, true, true, false, 2});
   all.push_back({CellKind::gru, 3, 5, 700, 401, 0, true, false, true, true, 1});
-  all.push_back({CellKind::lstm, 2, 6, 700, 401, 50, true, true, false, false, 2});
-  all.push_back({CellKind::gru, 2, 5, 1100, 600, 0, true, false, false, false, 1});
+  all.push_back({CellKind::lstm, 3, 6, 700, 401, 50, true, true, false, false, 2});
+  all.push_back({CellKind::gru, 3, 5, 1100, 600, 0, true, false, false, false, 1});
   all.push_back({CellKind::lstm, 11, 3, 500, 353, 0, true, false, true, false, 1});
   // w_hh from memory: panels of two rows and, packed for many calls, of one that threads divide.
-  all.push_back({CellKind::gru, 2, 2, 3, 1500, 0, true, true, false, false, 2});
-  all.push_back({CellKind::rnn_tanh, 2, 2, 3, 2100, 0, true, true, true, true, 1});
+  all.push_back({CellKind::gru, 4, 2, 3, 1500, 0, true, true, false, false, 2});
+  all.push_back({CellKind::rnn_tanh, 4, 2, 3, 2100, 0, true, true, true, true, 1});
   all.push_back({CellKind::lstm, 3, 1, 3, 900, 0, true, true, false, false, 2});
   // Input products whose lanes are rows of x: partly filled, dense and packed, with a projection,
   // in several readings of w_ih (vectors of up to 32 bytes).
   all.push_back({CellKind::lstm, 5, 1, 2100, 257, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 9, 3, 2701, 261, 0, true, false, true, false, 2});
-  all.push_back({CellKind::rnn_tanh, 3, 2, 4300, 509, 0, true, true, false, true, 3});
+  all.push_back({CellKind::rnn_tanh, 4, 2, 4300, 509, 0, true, true, false, true, 3});
   all.push_back({CellKind::rnn_relu, 4, 2, 4300, 509, 0, false, false, true, true, 1});
   all.push_back({CellKind::lstm, 10, 4, 2100, 257, 40, true, false, false, false, 2});
   all.push_back({CellKind::lstm, 7, 3, 6203, 257, 0, true, true, true, true, 2});
@@ -849,13 +849,29 @@ std::vector<Shape> shapes() {
   }
   all.push_back({CellKind::lstm, 20, 29, 5, 300, 3, true, true, false, false, 1});
   // One row of a sequence: w_hh in place, in turns and what is left of them, or a panel at a time.
-  all.push_back({CellKind::gru, 16, 1, 3, 251, 0, true, true, false, true, 1});
-  all.push_back({CellKind::rnn_tanh, 14, 1, 3, 299, 0, true, false, false, false, 2});
+  all.push_back({CellKind::gru, 11, 1, 3, 251, 0, true, true, false, true, 1});
+  all.push_back({CellKind::rnn_tanh, 11, 1, 3, 299, 0, true, false, false, false, 2});
+  // The same of rows that are whole cache lines: of more steps.
+  all.push_back({CellKind::rnn_tanh, 33, 1, 9, 192, 0, true, true, false, true, 1});
+  all.push_back({CellKind::lstm, 23, 1, 150, 176, 0, true, true, true, false, 2});
+  all.push_back({CellKind::lstm, 19, 1, 5, 130, 112, true, false, false, false, 1});
   all.push_back({CellKind::lstm, 18, 1, 3, 141, 0, true, true, false, false, 1});
   all.push_back({CellKind::lstm, 5, 2, 3, 165, 0, true, true, false, false, 1});
   // One row read in place: vectors on end, single ones and a part of one.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh})
     all.push_back({kind, 1, 1, 153, 211, 0, true, true, false, false, 1});
+  // Few steps of several rows in place, as many as share a load, one more, two and three: dense,
+  // packed, in reverse, with a projection, by threads.
+  for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_relu}) {
+    all.push_back({kind, 2, 7, 33, 67, 0, true, true, true, false, 1});
+    all.push_back({kind, 2, 5, 70, 97, 0, true, false, false, true, 2});
+    all.push_back({kind, 3, 3, 20, 100, 0, false, true, false, false, 1});
+    all.push_back({kind, 3, 2, 41, 83, 0, true, true, true, true, 1});
+  }
+  all.push_back({CellKind::lstm, 2, 6, 20, 90, 37, true, true, true, true, 2});
+  // Four rows, or three, that share loads of weights from memory.
+  all.push_back({CellKind::lstm, 1, 3, 3, 800, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 1, 7, 3, 850, 0, true, true, false, false, 1});
   // One step, large weights, of bfloat16 too: rows that fill one vector or two of AVX-512 as lanes;
   // too few.
   all.push_back({CellKind::lstm, 1, 16, 470, 390, 0, true, true, false, false, 1});
