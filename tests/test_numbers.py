@@ -413,7 +413,7 @@ def test_a_very_long_sequence_backward() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_very_wide_layer(kind: str) -> None:
-    case = Case(kind, 2, 2, 5, 3000)
+    case = Case(kind, 4, 2, 5, 3000)
     ours, theirs = case.module(fused_rnn, torch.float32), case.module(nn, torch.float32)
     theirs.load_state_dict(ours.state_dict())
     x, states = case.tensors(torch.float32)

@@ -7,9 +7,9 @@
 // Where a thread has only a few rows, reading w_ih again each step costs more than writing the sums
 // once: there the input products of many steps are one product ahead of them (ahead.h).
 //
-// Packing reads and writes every weight once, which one step of few rows, or few steps of one row,
-// would not earn back: there the weights are read where they are, unless the caller has them
-// packed.
+// Packing reads and writes every weight once, which one step of few rows, two or three of
+// fewer, or some of one row would not earn back: there the weights are read where they are, unless
+// the caller has them packed.
 
 // One thread's part of the steps.
 template <typename Cell, typename E>
@@ -156,7 +156,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                            from_panels_meanwhile, wide};
     plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes) ||
-                      few_steps_of_rows(shape.T, shape.B, plan.beyond_caches);
+                      few_steps_of_rows<T>(shape.T, shape.B, plan.beyond_caches);
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place<Cell>(hh) ||
                                              (shares_memory && hh_bytes > kInPlaceOfThreads)));

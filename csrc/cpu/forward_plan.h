@@ -8,26 +8,30 @@
 constexpr int64_t kRowsInPlace = 8;
 constexpr int64_t kRowsInPlaceWide = 32;
 constexpr int64_t kWideBytes = 2 << 20;
+// Two steps of up to kRowsInPlace rows read both weights in place as well, and three of half as
+// many: as many readings of the weights as packing is worth (LSTM, T = 2, B = 2, 4 and 8, us, from
+// panels and in place: H = 128 16.4 and 11.0, 19.7 and 14.5, 27.6 and 24.1, H = 256 68 and 42, 77
+// and 54, 99 and 90, H = 512 296 and 165, 296 and 180, 471 and 324; T = 3, B = 2 and 4 H = 128 18.9
+// and 14.7, 24.2 and 19.6, H = 512 325 and 241, 335 and 267; B = 6, H = 256 109 and 115; T = 4, B =
+// 2 to 4, H = 256 2 to 9 % slower; H = 64, T = 2, B = 2 6.2 and 5.3, B = 8 9.0 and 9.5; I = 2048, H
+// = 256, T = 2, B = 4 377 and 271). Weights from memory come no faster the second time, and
+// products whose lanes are rows of x read w_ih once for all steps: there two rows only (T = 2, B =
+// 2 and 4, ms, LSTM H = 1024 2.39 and 1.43, 2.56 and 2.01, I = 4096, H = 512 2.19 and 1.65, 2.17
+// and 3.02; T = 3, H = 1024 2.55 and 2.05, 2.83 and 3.13). So it is with 8 lanes or fewer (AVX2,
+// us, LSTM H = 256, T = 2, B = 2 83 and 65, B = 8 165 and 189, T = 3, B = 2 96 and 95, B = 4 139
+// and 149; float64 with AVX-512, H = 128, T = 2, B = 2 32 and 25, B = 4 38 both).
+template <typename T>
+constexpr bool few_steps_of_rows(int64_t steps, int64_t B, bool beyond_caches) {
+  if (B == 1 || steps == 1 || steps > 3) return false;
+  if (Vec<T>::kLanes < 16 || beyond_caches) return B == 2;
+  return B <= (steps == 2 ? kRowsInPlace : kRowsInPlace / 2);
+}
 // One row reads a w_hh of more than this many bytes in place at every step where several threads
 // share what memory gives, and packing would write as much as it reads (two threads, T = 50, in
 // place and from panels: GRU H = 1536, 28 MB, 12.2 ms and 11.1, LSTM H = 1536, 38 MB, 18.8
 // and 19.3, GRU H = 2048, 50 MB, 36.3 and 39.5, LSTM 60 and 67; both directions side by side, LSTM
 // H = 1536, T = 21 28.4 and 31.3).
 constexpr int64_t kInPlaceOfThreads = 32 << 20;
-// Two steps of up to kRowsInPlace rows read both weights in place as well, and three of half as
-// many: as many readings of the weights as packing is worth (LSTM, T = 2, B = 2, 4 and 8, us, from
-// panels and in place: H = 128 16.4 and 11.0, 19.7 and 14.5, 27.6 and 24.1, H = 256 68 and 46, 77
-// and 55, 99 and 91, H = 512 296 and 165, 296 and 180, 471 and 324; T = 3, B = 2 and 4 H = 128 18.9
-// and 14.7, 24.2 and 19.6, H = 512 325 and 242, 335 and 267; B = 6, H = 256 109 and 115; T = 4, B =
-// 2 to 4, H = 256 2 to 9 % slower. H = 64, T = 2, B = 2 6.2 and 5.3, B = 8 9.0 and 9.5.) Weights
-// from memory come no faster the second time (T = 2, B = 4 and 8, LSTM H = 1024, 32 MB, ms 2.56 and
-// 2.01, 2.69 and 2.83, T = 3, B = 2 and 4 2.55 and 2.05, 2.83 and 3.13). AVX2, us, LSTM H = 256, T
-// = 2, B = 2 83 and 65, B = 8 165 and 189, T = 3, B = 2 96 and 95, B = 4 139 and 149.
-constexpr bool few_steps_of_rows(int64_t T, int64_t B, bool beyond_caches) {
-  if (B == 1 || T == 1 || T > 3) return false;
-  if (kSimdBytes < 64) return B == 2;
-  return T * B <= (beyond_caches ? 8 : T == 2 ? 2 * kRowsInPlace : 3 * kRowsInPlace / 2);
-}
 // Of up to this many steps one row reads both weights in place, w_ih unless it has more than
 // kLanesBytes bytes (AVX2, two steps of LSTM H = 64: 11.2 us and 5.7, H = 128: 46 and 21; four
 // steps of H = 256: 165 us and 123, of H = 512 1.10 ms and 0.54),
@@ -40,17 +44,20 @@ struct RowsOfWeights {
   bool meanwhile;    // steps from panels would make input products (meanwhile.h)
   bool wide;         // both weights have more than kWideBytes
 };
-// How many were found by steps of both kinds in turn, T = 7 to 40, B = 1, I = H, AVX-512, where as
-// many steps take the same time: LSTM H = 48 8, H = 64 and 80 14, H = 96 40, H = 192 to 256 60 and
-// more, H = 384 29, H = 512 17 to 40, H = 640 30, H = 1024 22; which make products meanwhile, H =
-// 112 to 144 15 to 21, H = 160 42; GRU H = 64 9, H = 128 31, H = 192 to 320 50 and more, H = 512
-// 26, H = 1024 25; meanwhile, H = 144 16, H = 160 and 176 26. Panels of an RNN, of one vector a
-// block, gain little: H = 96 17, H = 128 25, from H = 144 on 40 and more. Of rows that begin within
-// lines most loads take two of them: LSTM H = 100 8, H = 136 to 250 13, H = 300 and 333 16, H =
-// 1100 19, GRU H = 120 to 250 11 to 19, H = 300 to 1000 13 to 22. Two threads: the same within the
-// noise. Of more than 24 MB, ms, from panels and in place, LSTM H = 1536, T = 16 13.1 and 12.8, T =
-// 24 17.2 and 18.0; of 81 MB, for which memory is allocated at every call, LSTM H = 2304, T = 21
-// 46.3 and 42.8, T = 40 81.6 and 81. AVX2, LSTM H = 512: T = 16 2.9 and 1.9, T = 50 6.3 and 7.2.
+// How many were found by steps of both kinds in turn, T = 7 to 40, B = 1, I = H, float32, AVX-512,
+// where as many steps take the same time: LSTM H = 48 8, H = 64 and 80 14, H = 96 40, H = 192 to
+// 256 60 and more, H = 384 29, H = 512 17 to 40, H = 640 30, H = 1024 22; which make products
+// meanwhile, H = 112 to 144 15 to 21, H = 160 42; GRU H = 64 9, H = 112 27, H = 192 to 320 50 and
+// more, H = 512 26, H = 1024 25; meanwhile, H = 128 31, H = 144 16, H = 160 and 176 26. Panels of
+// an RNN, of one vector a block, gain little: H = 96 17, H = 128 25, from H = 144 on 40 and more.
+// Of rows that begin within lines most loads take two of them: LSTM H = 100 8, H = 136 to 250 13, H
+// = 300 and 333 16, H = 1100 19, GRU H = 120 to 250 11 to 19, H = 300 to 1000 13 to 22. Where one
+// number of bytes stands for layers that differ (GRUs meanwhile, LSTM H = 512) it is nearer to the
+// fewest. float64 and bfloat16, some shapes: as fast as before or faster. Two threads: the same
+// within the noise. Of more than 24 MB, ms, from panels and in place, LSTM H = 1536, T = 16 13.1
+// and 12.8, T = 24 17.2 and 18.0; of 81 MB, for which memory is allocated at every call, LSTM H =
+// 2304, T = 21 46.3 and 42.8, T = 40 81.6 and 81. AVX2, LSTM H = 512: T = 16 2.9 and 1.9, T = 50
+// 6.3 and 7.2.
 template <typename Cell>
 constexpr int64_t steps_in_place(const RowsOfWeights& hh) {
   constexpr auto kept = static_cast<int64_t>(Workspace::kKept);

@@ -26,7 +26,7 @@ struct DotProducts {
   // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower. kCalls: for
   // the rows of w that come next, of weights from memory. Those of four x are read only four
   // abreast, too few for the processor to fetch them in time (LSTMCell, B = 4, H = 768 405 us and
-  // 346, H = 1024 1390 and 1080, H = 1536 3680 and 2980; B = 2, eight abreast, 0 to 15 % slower, H
+  // 346, H = 1024 1210 and 980, H = 1536 3680 and 2980; B = 2, eight abreast, 0 to 15 % slower, H
   // = 512, in L3, 5 %).
   template <bool kInTurns = (R > 1), bool kCalls = false>
   FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
@@ -117,11 +117,10 @@ struct InPlace {
   void run() {
     const int64_t rows = step.count;
     const Range blocks = step.blocks;
+    const auto at = [&](int64_t i) { return step.back ? blocks.end - 1 - i : blocks.begin + i; };
     if (rows == 1) {
-      for (int64_t i = 0; i < blocks.size(); ++i) {
-        const int64_t block = step.back ? blocks.end - 1 - i : blocks.begin + i;
-        step.plan.ahead ? one_row<true>(block) : one_row<false>(block);
-      }
+      for (int64_t i = 0; i < blocks.size(); ++i)
+        step.plan.ahead ? one_row<true>(at(i)) : one_row<false>(at(i));
       return;
     }
     // Up to whole kRows: the last row again, whose sums then are nobody's.
@@ -138,7 +137,8 @@ struct InPlace {
       ByLanes::pack(x, rows, I, step.plan.x_lanes);
       ByLanes::pack(h, rows, O, step.plan.h_lanes);
     }
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    for (int64_t j = 0; j < blocks.size(); ++j) {
+      const int64_t block = at(j);
       alignas(64) T sums[kMost * kStride];
       for (int64_t i = 0; i < padded; ++i)
         __builtin_memcpy(sums + i * kStride, step.plan.packed.bias + block * kStride,
@@ -182,23 +182,32 @@ struct InPlace {
     step.finish(0, block, sum);
   }
 
-  // Several rows never have their input products ahead, which is for sequences. Those that are left
-  // share loads as well, with AVX-512 three of them with one as a fourth that comes twice (LSTMCell
-  // H = 512, B = 2 120 us and 86, B = 3 157 and 94, B = 7 213 and 163; B = 4 97; AVX2, B = 2 131
-  // and 114, B = 3 that way 173 and 187).
+  // Several rows never have their input products ahead: of more than a few steps they are not read
+  // in place. Those that are left of fours share loads as well, and three of them may go as four,
+  // the last one twice (LSTMCell, us: 16 lanes, H = 512, B = 2 121 and 92, B = 3 168 and 98, B = 7
+  // 213 and 163; 8 lanes, B = 2 130 and 113, B = 3 171 and 149, as four 187, B = 6 263 and 275;
+  // float64 with AVX-512, H = 256, B = 2 54 and 46, B = 7 as eight 98 and 110; AVX2, H = 1024, from
+  // memory, B = 3 one by one 1250, as four 770).
   void dot_products(int64_t block, int64_t count, const E* const* x, const E* const* h, T* sums) {
     const int64_t unit = block * kLanes;
     const int n = lanes_of<T>(block, H);
-    constexpr int64_t kFewestPadded = kSimdBytes == 64 ? 3 : kRows;
+    const bool pairs = kLanes == 16 || count < kRows;
+    const bool three_as_four = kLanes == 16 || step.plan.h_from_memory;
     for (int g = 0; g < kGates; ++g) {
       int64_t i = 0;
-      for (; i + kFewestPadded <= count; i += kRows)
-        gate<kRows>(g, unit, n, x + i, h + i, sums + i * kStride);
-      if (i + 2 <= count) {
-        gate<2>(g, unit, n, x + i, h + i, sums + i * kStride);
-        i += 2;
+      while (i < count) {
+        const int64_t left = count - i;
+        if (left >= kRows || (left == 3 && three_as_four)) {
+          gate<kRows>(g, unit, n, x + i, h + i, sums + i * kStride);
+          i += kRows;
+        } else if (left >= 2 && pairs) {
+          gate<2>(g, unit, n, x + i, h + i, sums + i * kStride);
+          i += 2;
+        } else {
+          gate<1>(g, unit, n, x + i, h + i, sums + i * kStride);
+          i += 1;
+        }
       }
-      if (i < count) gate<1>(g, unit, n, x + i, h + i, sums + i * kStride);
     }
   }
 
@@ -229,19 +238,19 @@ struct InPlace {
     for (int first = 0; first < n; first += kAbreast) {
       const int64_t row = g * H + unit + first;
       DotProducts<R, E> products;
-      add<R>(products, w.w_ih + row * I, n - first, x, I, step.plan.x_from_memory);
+      multiply<R>(products, w.w_ih + row * I, n - first, x, I, step.plan.x_from_memory);
       if (x_sums != h_sums) {
         add<R>(products.total(), x_sums + first);
         products = {};
       }
-      add<R>(products, w.w_hh + row * O, n - first, h, O, step.plan.h_from_memory);
+      multiply<R>(products, w.w_hh + row * O, n - first, h, O, step.plan.h_from_memory);
       add<R>(products.total(), h_sums + first);
     }
   }
 
   template <int R>
-  static FUSED_RNN_INLINE void add(DotProducts<R, E>& products, const E* w, int n,
-                                   const E* const* x, int64_t K, bool from_memory) {
+  static FUSED_RNN_INLINE void multiply(DotProducts<R, E>& products, const E* w, int n,
+                                        const E* const* x, int64_t K, bool from_memory) {
     if constexpr (R == kRows) {
       if (from_memory) return products.template add<true, true>(w, n, x, K);
     }

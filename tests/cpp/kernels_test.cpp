@@ -759,7 +759,7 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 5, 17, 31, 65, 0, true, true, true, false, 2});
     all.push_back({kind, 7, 11, 33, 15, 0, true, true, true, true, 3});
     all.push_back({kind, 70, 9, 2, 33, 0, true, true, true, false, 1});
-    all.push_back({kind, 3, 2, 129, 193, 0, true, true, false, false, 2});
+    all.push_back({kind, 4, 2, 129, 193, 0, true, true, false, false, 2});
     all.push_back({kind, 3, 40, 30, 80, 0, true, false, false, false, 3});
     // Rows of a falling batch divided between threads.
     all.push_back({kind, 30, 40, 20, 33, 0, true, true, true, false, 2});
@@ -781,8 +781,8 @@ std::vector<Shape> shapes() {
   }
   // The same of large weights, packed in passing, and of ones beyond the caches, whose tiles call
   // for panels.
-  all.push_back({CellKind::lstm, 2, 4, 1000, 321, 0, true, false, false, false, 2});
-  all.push_back({CellKind::gru, 2, 3, 5500, 321, 0, true, true, false, false, 1});
+  all.push_back({CellKind::lstm, 4, 4, 1000, 321, 0, true, false, false, false, 2});
+  all.push_back({CellKind::gru, 4, 3, 5500, 321, 0, true, true, false, false, 1});
   // Gradients of large weights and inputs: operands copied, in parts of k and of the columns, dense
   // and packed, and with threads of which some have too little for that.
   all.push_back({CellKind::lstm, 13, 41, 601, 37, 0, true, true, false, false, 1});
@@ -839,7 +839,7 @@ std::vector<Shape> shapes() {
   // One row, w_hh of a little more than L1 holds: a panel at a time.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru}) {
     all.push_back({kind, 5, 1, 3, 67, 0, true, true, false, true, 1});
-    all.push_back({kind, 10, 1, 3, 163, 0, true, true, false, false, 2});
+    all.push_back({kind, 14, 1, 3, 163, 0, true, true, false, false, 2});
   }
   // From zeros, of which a finite w_hh makes zeros.
   for (const CellKind kind : kKinds) {
@@ -860,18 +860,23 @@ std::vector<Shape> shapes() {
   // One row read in place: vectors on end, single ones and a part of one.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh})
     all.push_back({kind, 1, 1, 153, 211, 0, true, true, false, false, 1});
-  // Few steps of several rows in place, as many as share a load, one more, two and three: dense,
-  // packed, in reverse, with a projection, by threads.
+  // Few steps of several rows in place, as many as share a load, one more, two and three, and up to
+  // the most: dense, packed, in reverse, with a projection, threads with different units or rows.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_relu}) {
     all.push_back({kind, 2, 7, 33, 67, 0, true, true, true, false, 1});
-    all.push_back({kind, 2, 5, 70, 97, 0, true, false, false, true, 2});
-    all.push_back({kind, 3, 3, 20, 100, 0, false, true, false, false, 1});
-    all.push_back({kind, 3, 2, 41, 83, 0, true, true, true, true, 1});
+    all.push_back({kind, 2, 5, 170, 197, 0, true, false, false, true, 2});
+    all.push_back({kind, 3, 4, 20, 100, 0, false, true, false, false, 1});
+    all.push_back({kind, 3, 2, 129, 193, 0, true, true, true, true, 2});
+    all.push_back({kind, 2, 8, 41, 83, 0, true, true, false, false, 1});
+    all.push_back({kind, 2, 2, 41, 83, 0, true, true, true, false, 1});
   }
+  all.push_back({CellKind::lstm, 3, 3, 20, 100, 0, true, true, true, false, 1});
+  all.push_back({CellKind::lstm, 3, 4, 1600, 13, 0, true, true, true, false, 2});
   all.push_back({CellKind::lstm, 2, 6, 20, 90, 37, true, true, true, true, 2});
   // Four rows, or three, that share loads of weights from memory.
   all.push_back({CellKind::lstm, 1, 3, 3, 800, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 1, 7, 3, 850, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 1, 3, 2600, 300, 0, true, true, false, false, 1});
   // One step, large weights, of bfloat16 too: rows that fill one vector or two of AVX-512 as lanes;
   // too few.
   all.push_back({CellKind::lstm, 1, 16, 470, 390, 0, true, true, false, false, 1});
@@ -888,7 +893,8 @@ std::vector<Shape> shapes() {
   // divide, of whole tiles of them and of what no step makes, of a tail, in reverse, by threads.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru}) {
     all.push_back({kind, 19, 1, 90, 131, 0, true, true, false, true, 1});
-    all.push_back({kind, 17, 1, 152, 144, 0, true, false, false, false, 1});
+    all.push_back({kind, 30, 1, 152, 144, 0, true, false, false, false, 1});
+    all.push_back({kind, 15, 1, 144, 144, 0, true, true, false, false, 1});  // in place after all
     all.push_back({kind, 18, 1, 120, 227, 0, true, true, true, false, 2});
   }
   all.push_back({CellKind::lstm, 21, 1, 100, 140, 109, false, true, false, false, 1});
@@ -915,6 +921,8 @@ std::vector<Stacked> stacks() {
     all.push_back({{kind, T, 2, 33, 40, 0, true, true, true, true, 3}, 4});
     all.push_back({{kind, 2, 7, 33, 40, 0, true, true, false, false, 3}, 3});
   }
+  // w_hh in place.
+  all.push_back({{CellKind::rnn_tanh, 36, 1, 9, 192, 0, true, true, false, false, 2}, 2});
   // The first layer makes input products while it reads w_hh.
   all.push_back({{CellKind::lstm, 61, 1, 60, 103, 0, true, true, false, false, 2}, 2});
   // Several chunks of the backward pass.
