@@ -58,10 +58,7 @@ def build(row: Row, library: Any, *, frozen: bool = False) -> Workload:
     module = build_module(row, library)
     if frozen:
         fused_rnn.freeze(module)
-    if row.category.kind == "layer":
-        forward, leaves = _layer(row, module)
-    else:
-        forward, leaves = _loop(row, module)
+    forward, leaves = prepare(row, module)
 
     if not row.category.training:
 
@@ -82,6 +79,11 @@ def build(row: Row, library: Any, *, frozen: bool = False) -> Workload:
         return output.detach(), *torch.autograd.grad(output, wanted, upstream)
 
     return train
+
+
+def prepare(row: Row, module: nn.Module) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """The forward call of one row, and the inputs that its gradients reach."""
+    return _layer(row, module) if row.category.kind == "layer" else _loop(row, module)
 
 
 def _layer(row: Row, module: nn.Module) -> tuple[Callable[[], Tensor], list[Tensor]]:

@@ -91,6 +91,35 @@ def test_one_row_whose_steps_make_the_input_products_of_later_ones(
         check_layer(replace(one, I=60, H=100), torch.float64, "reference")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("inputs", [128, 157, 288])
+def test_input_products_of_few_steps_at_once(kind: str, inputs: int) -> None:
+    """Of one sequence and of two, dense and packed, by threads; rows of weights that are whole
+    cache lines and not."""
+    for steps, batch in [(2, 1), (7, 1), (16, 1), (3, 2), (4, 2)]:
+        case = Case(kind, steps, batch, inputs, 70)
+        both = replace(case, bidirectional=True, L=2, hx=False)
+        packed = replace(case, lengths=(steps, 1)[:batch])
+        for count in (1, 2):
+            with threads(count):
+                for one in (case, both, packed):
+                    check_layer(one, torch.float32, "torch")
+                    check_frozen(one)
+        check_layer(case, torch.float64, "reference")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("inputs", "hidden"), [(96, 64), (256, 160), (150, 83), (512, 256)])
+def test_one_step_of_many_rows(kind: str, inputs: int, hidden: int) -> None:
+    """As many as may read their weights in place, and one more."""
+    for batch in (9, 14, 15, 18, 23, 29, 30, 31, 32, 33, 47, 63, 64, 65):
+        case = Case(kind, 1, batch, inputs, hidden)
+        for count in (1, 2):
+            with threads(count):
+                check_layer(case, torch.float32, "torch")
+        check_frozen(case)
+
+
 def test_such_a_row_with_weights_packed_in_passing() -> None:
     """More than 4 MB of them, of which each of seven threads has little enough."""
     with threads(7):

@@ -27,6 +27,8 @@ class InputsAhead {
       await(until_);
       if (plan_.x_as_lanes) {
         input_products_as_lanes(plan_, count, mine_.units);
+      } else if (plan_.x_in_place) {
+        input_products_in_place(plan_, count, mine_.units);
       } else {
         InputProducts<Cell, E> products(plan_);
         if (first && (plan_.x_by_block || plan_.packs_in_passing)) {

@@ -1,23 +1,7 @@
 // Whether zero times some values is zero: not of infinities and NaN. Where all are finite, products
 // with zeros can be left out.
 
-template <typename T>
-bool are_finite(const T* values, int64_t count) {
-  using V = Vec<T>;
-  V sum = V::zero();
-  for (int64_t i = 0; i < count; i += V::kLanes) {
-    const int64_t left = count - i;
-    const int lanes = left < V::kLanes ? static_cast<int>(left) : V::kLanes;
-    sum = fma(V::zero(), V::load(values + i, lanes), sum);
-  }
-  alignas(64) T lanes[V::kLanes];
-  sum.store(lanes);
-  T all{};
-  for (const T lane : lanes) all += lane;
-  return all == 0;
-}
-
-// The same of operands as they pass by while they are packed: sum() is zeros if all of them are
+// Of operands as they pass by, while they are packed, say: sum() is zeros if all of them are
 // finite, and some of it is NaN if not.
 template <typename E>
 class TimesZero {
@@ -42,3 +26,26 @@ class TimesZero {
   typename Op::V zero_;
   V sum_[kSums];
 };
+
+template <typename E>
+bool are_finite(const E* values, int64_t count) {
+  using Op = Operand<E>;
+  using T = sum_t<E>;
+  TimesZero<E> times_zero;
+  int64_t i = 0;
+  for (; i + 4 * Op::kElements <= count; i += 4 * Op::kElements) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      times_zero(j, Op::load(values + i + j * Op::kElements, Op::kElements));
+  }
+  for (; i < count; i += Op::kElements) {
+    const int64_t left = count - i;
+    times_zero(0,
+               Op::load(values + i, left < Op::kElements ? static_cast<int>(left) : Op::kElements));
+  }
+  alignas(64) T lanes[Vec<T>::kLanes];
+  times_zero.sum().store(lanes);
+  T all{};
+  for (const T lane : lanes) all += lane;
+  return all == 0;
+}

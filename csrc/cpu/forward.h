@@ -77,8 +77,9 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     this_step.count = rows;
     this_step.back = s % 2 != 0;
     this_step.packs = s == 0 && plan.packs_in_passing && !plan.ahead;
+    this_step.h_is_zeros = s == 0 && args.h0 == nullptr;
     this_step.from_zeros =
-        s == 0 && args.h0 == nullptr && (this_step.packs || plan.packed.zeros_stay(mine.units));
+        this_step.h_is_zeros && (this_step.packs || plan.packed.zeros_stay(mine.units));
     if (plan.h_in_place) {
       InPlace<Cell, E>{this_step}.run();
     } else if (ahead.makes_products()) {
@@ -151,23 +152,34 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                                      !neighbours.has_before() && 2 * I > H && I <= 2 * H &&
                                      hh_bytes > fewest * wanted.units &&
                                      hh_bytes + ih_bytes <= kMostMeanwhile * wanted.units;
+  plan.x_from_memory = comes_from_memory<E>(kGates * H, I);
+  plan.h_from_memory = comes_from_memory<E>(kGates * H, O);
+  plan.h_from_l3 = hh_bytes > kFromL3 * wanted.units && !plan.h_from_memory;
   if (args.packed == nullptr) {
-    const RowsOfWeights hh{hh_bytes, O * static_cast<int64_t>(sizeof(E)) % kCacheLine == 0,
-                           from_panels_meanwhile, wide};
-    plan.x_in_place = (shape.T == 1 && shape.B <= (wide ? kRowsInPlaceWide : kRowsInPlace)) ||
+    const auto element = static_cast<int64_t>(sizeof(E));
+    const bool h_lines = O * element % kCacheLine == 0;
+    const RowsOfWeights hh{hh_bytes, h_lines, from_panels_meanwhile, wide};
+    const WeightsInPlace both{hh_bytes + ih_bytes, (I + O) * element / 2,
+                              h_lines && I * element % kCacheLine == 0,
+                              plan.x_from_memory || plan.h_from_memory};
+    plan.by_lanes = kLanes < 16 || !both.whole_lines || both.from_memory ||
+                    (wide && shape.B > kRowsInPlaceWide - 4);
+    plan.x_in_place = (shape.T == 1 && shape.B <= rows_in_place<T>(both)) ||
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes) ||
                       few_steps_of_rows<T>(shape.T, shape.B, plan.beyond_caches);
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place<Cell>(hh) ||
                                              (shares_memory && hh_bytes > kInPlaceOfThreads)));
   }
-  plan.x_from_memory = comes_from_memory<E>(kGates * H, I);
-  plan.h_from_memory = comes_from_memory<E>(kGates * H, O);
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
-  plan.ahead =
-      !plan.x_in_place && shape.T > 1 &&
-      (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory : thread_rows <= kRowsAhead && !few);
+  const bool dots_ahead = args.packed == nullptr && ih_bytes <= kLanesBytes && wanted.rows == 1 &&
+                          !neighbours.has_before() &&
+                          !(from_panels_meanwhile && !plan.h_in_place) && shape.T > 1 &&
+                          shape.T * shape.B <= rows_of_dots<E>(I, shape.B);
+  plan.ahead = dots_ahead || (!plan.x_in_place && shape.T > 1 &&
+                              (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory
+                                                  : thread_rows <= kRowsAhead && !few));
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
     plan.steps_ahead = kAheadSums / step_bytes;
@@ -178,12 +190,12 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                          : ih_bytes > kLanesBytes    ? kRows
                          : ih_bytes > kLanesBytesFew ? kFewRows
                                                      : 0;
-    plan.x_as_lanes = args.packed == nullptr && shape.B <= kRows && shape.T * shape.B <= most;
-    if (plan.x_as_lanes) {
-      plan.x_in_place = true;
-      plan.steps_ahead = kRows / shape.B;
-    }
-    plan.x_by_block = args.packed == nullptr && !plan.x_as_lanes && wanted.rows == 1 &&
+    plan.x_as_lanes =
+        args.packed == nullptr && !dots_ahead && shape.B <= kRows && shape.T * shape.B <= most;
+    if (plan.x_as_lanes || dots_ahead) plan.x_in_place = true;
+    if (plan.x_as_lanes) plan.steps_ahead = kRows / shape.B;
+    if (dots_ahead) plan.steps_ahead = shape.T;
+    plan.x_by_block = args.packed == nullptr && !plan.x_in_place && wanted.rows == 1 &&
                       !neighbours.has_before() && shape.T * step_bytes <= kAheadAtOnce;
     if (plan.x_by_block) plan.steps_ahead = shape.T;
     if (neighbours.has_before() && plan.steps_ahead > kStepsBehind) plan.steps_ahead = kStepsBehind;
@@ -202,9 +214,10 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                           hh_bytes + ih_bytes > kPackedInPassing && first_rows >= kFewestThatCall &&
                           wanted.rows == 1;
 
-  const int64_t ahead_rows = plan.ahead ? plan.steps_ahead * shape.B * (plan.meanwhile ? 2 : 1) : 0;
+  const int64_t ahead_rows = RowsInPlace<E, 1>::padded(
+      plan.ahead ? plan.steps_ahead * shape.B * (plan.meanwhile ? 2 : 1) : 0);
   using OneStep = InPlace<Cell, E>;
-  const bool lanes_in_place = plan.h_in_place && shape.B >= OneStep::kFewestLanes;
+  const bool lanes_in_place = plan.h_in_place && plan.by_lanes && shape.B >= OneStep::kFewestLanes;
   const int64_t x_lanes = plan.x_as_lanes  ? ForwardPlan<Cell, E>::ProductsAhead::lanes_size(I)
                           : lanes_in_place ? OneStep::ByLanes::lanes_size(I)
                                            : 0;

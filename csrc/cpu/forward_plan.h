@@ -2,12 +2,35 @@
 // input products are made, and the memory of it all. The numbers that decide, and why.
 
 // One step of up to this many rows reads the weights in place, and of up to kRowsInPlaceWide rows
-// where they have more than kWideBytes bytes (LSTM H = 512: 8 rows 0.25 ms against 0.74 with a load
-// of a weight for each row, 16 rows 0.45 against 0.65 with panels, 32 rows the same; H = 128: 16
-// rows 44 us against 34 with panels).
+// where they have more than kWideBytes bytes (AVX2, LSTMCell H = 512: B = 16 0.65 ms and 0.72 from
+// panels, B = 32 the same; H = 128, B = 16 51 us and 50).
 constexpr int64_t kRowsInPlace = 8;
 constexpr int64_t kRowsInPlaceWide = 32;
 constexpr int64_t kWideBytes = 2 << 20;
+// With AVX-512, of weights whose rows are whole cache lines, so many for each vector of the mean of
+// both rows' lengths, since the sums of lanes are what these products take longer for, and of
+// others, of less than kWideBytes, half as many (LSTMCell, us, from panels and in place: H = 48, B
+// = 16 7.1 and 7.0, B = 24 8.4 and 8.8; H = 96, B = 16 18.0 and 15.3, B = 32 28.7 and 27.5; H =
+// 128, B = 16 31.5 and 23.0, B = 32 48 and 43, B = 48 66 and 65, B = 64 84 and 89; H = 256, B = 64
+// 309 and 300, H = 512, B = 40 846 and 725, B = 64 1235 and 1144; H = 100, B = 12 17.4 and 16.4, B
+// = 16 20.3 and 20.5; H = 200, B = 16 74 and 59, B = 32 117 and 115). From memory, with lanes of
+// rows up to 32, no more (H = 1024, B = 40 4.63 ms and 3.92, B = 48 4.18 and 4.48).
+constexpr int64_t kRowsOfAVector = 6;
+constexpr int64_t kMostInPlace = 64;
+struct WeightsInPlace {
+  int64_t bytes;     // of both
+  int64_t mean_row;  // bytes of a row of w_ih and one of w_hh, on average
+  bool whole_lines;  // rows of both begin where cache lines do
+  bool from_memory;  // either
+};
+template <typename T>
+constexpr int64_t rows_in_place(const WeightsInPlace& w) {
+  const int64_t usual = w.bytes >= kWideBytes ? kRowsInPlaceWide : kRowsInPlace;
+  if (Vec<T>::kLanes < 16 || w.from_memory || (!w.whole_lines && w.bytes >= kWideBytes))
+    return usual;
+  const int64_t rows = w.mean_row / kSimdBytes * kRowsOfAVector / (w.whole_lines ? 1 : 2);
+  return rows < kRowsInPlace ? kRowsInPlace : rows < kMostInPlace ? rows : kMostInPlace;
+}
 // Two steps of up to kRowsInPlace rows read both weights in place as well, and three of half as
 // many: as many readings of the weights as packing is worth (LSTM, T = 2, B = 2, 4 and 8, us, from
 // panels and in place: H = 128 16.4 and 11.0, 19.7 and 14.5, 27.6 and 24.1, H = 256 68 and 42, 77
@@ -144,6 +167,33 @@ constexpr int64_t kStepsMeanwhile = 4;
 constexpr int64_t kFewestMeanwhile = 160 << 10;
 constexpr int64_t kFewestOfThreadsMeanwhile = 288 << 10;
 constexpr int64_t kMostMeanwhile = 840 << 10;
+// One row, or two, of few steps: all input products are made ahead, as dot products with w_ih in
+// place, which read it once for all of them and pack nothing. A sum of lanes costs the more, the
+// fewer elements it is of: there may be as many rows as a row of w_ih has vectors of kSimdBytes,
+// and up to most_dots (B = 1, us, step by step or from panels, and so: LSTM H = 512, T = 2 163 and
+// 124, T = 4 309 and 196, T = 10 533 and 462, T = 16 770 and 760, T = 25 the same; H = 256, T = 2
+// 37 and 32, T = 4 67 and 46, T = 8 91 and 80, T = 16 155 and 142, T = 25 the same; H = 192, T = 16
+// 78 and 76; H = 128, T = 4 14.2 and 12.4, T = 8 22.6 and 21.5, T = 12 the same; H = 64, T = 2 to 8
+// up to 4 % slower; I = 512, H = 64, T = 12 30.0 and 22.5; GRU H = 256, T = 4 49 and 33, T = 8 64
+// and 57; RNN T = 4 12.1 and 10.5, T = 16 36.6 and 35.0; bfloat16, LSTM T = 4 43 and 36; float64 H
+// = 256, T = 4 146 and 108, T = 12 284 and 276, H = 128, T = 16 75 and 76; AVX2, H = 256, T = 4 83
+// and 62, T = 8 118 and 112, T = 12 162 and 165),
+template <typename T>
+constexpr int64_t most_dots() {
+  return Vec<T>::kLanes < 16 ? 8 : 16;
+}
+constexpr int64_t kFewestVectorsOfDots = 8;
+// or kRowsOfDots of two sequences, of twice as many vectors (T = 2, LSTM H = 256 40 and 37, H = 512
+// 164 and 136, T = 4, H = 256 86 and 74, GRU H = 512 284 and 222; T = 8 505 and 557; more sequences
+// share the loads of w_ih anyway: T = 2, B = 4, H = 256 49 and 56).
+constexpr int64_t kRowsOfDots = 8;
+template <typename E>
+constexpr int64_t rows_of_dots(int64_t I, int64_t B) {
+  constexpr int64_t kMost = most_dots<sum_t<E>>();
+  const int64_t vectors = I * static_cast<int64_t>(sizeof(E)) / kSimdBytes;
+  if (B == 1) return vectors < kFewestVectorsOfDots ? 0 : vectors < kMost ? vectors : kMost;
+  return B == 2 && vectors >= 2 * kFewestVectorsOfDots ? kRowsOfDots : 0;
+}
 // Where all steps together have up to so many bytes of sums, one product makes them, a few blocks
 // at a time, and what it reads of w_ih is packed just before, to stay in L2 (T = 25: LSTM H = 1024,
 // B = 4 13.6 ms and 12.1, H = 512 2.14 and 2.11, GRU H = 512, B = 1 0.91 and 0.89; two threads,
@@ -168,11 +218,19 @@ constexpr int kLanesAbreast = 4;
 constexpr int64_t kReadingsInPlace = 4;
 constexpr int64_t kReadAgainBytes = 24 << 20;
 
+// A thread's part of w_hh of more than this many bytes comes from L3 at every step.
+constexpr int64_t kFromL3 = 5 << 19;
+
 // Without an h0 the first step needs no product with w_hh, if that is finite. Packing looks, where
 // such a product is more than the looking: rows times weights of more than this many bytes (LSTM, H
 // = 32: T = 60, B = 1 10.3 us and 10.4, T = 20, B = 4 11.5 both; T = 10, B = 51 50.2 and 48.8; H =
 // 512, T = 25, B = 4 2.35 ms and 2.30; H = 128, T = 1, B = 32 50 us and 34).
 constexpr int64_t kWorthALook = 64 << 10;
+// Where it is read in place, looking is a reading of its own, which costs as much as the product of
+// about four rows (T = 1, LSTM, us: H = 512, B = 8 170 and 136, B = 24 468 and 293, H = 256, B = 6
+// 44 and 35, B = 16 99 and 61, H = 128, B = 16 24.7 and 18.8, H = 1024, B = 24 2.93 ms and 1.58; T
+// = 2, B = 8, H = 256 91 and 80).
+constexpr int64_t kRowsWorthALook = 5;
 
 // Where one row of a step reads and writes.
 template <typename E>
@@ -211,8 +269,10 @@ struct ForwardPlan {
   bool x_in_place = false;  // the weights are read where they are, not from panels
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
+  bool by_lanes = false;       // several rows read in place may be lanes of products
   bool x_from_memory = false;  // w_ih comes from memory (comes_from_memory in tile.h),
   bool h_from_memory = false;  // w_hh does
+  bool h_from_l3 = false;      // a thread's part of w_hh comes from L3, and not from memory
   bool near = false;           // one row reads w_hh a panel at a time
   bool ahead = false;          // input products before the steps,
   bool x_as_lanes = false;     // whose lanes are rows of x instead of units

@@ -23,7 +23,8 @@ struct ForwardStep {
   // Of this one:
   int64_t count = 0;        // of rows
   bool back = false;        // the blocks come in falling order
-  bool from_zeros = false;  // h_prev is zeros, of which w_hh makes zeros
+  bool h_is_zeros = false;  // h_prev is
+  bool from_zeros = false;  // it is known that w_hh makes zeros of them
   bool packs = false;       // the panels of its blocks, as it comes to them
   CallsAhead calls = {};    // what the tiles of a block call for, where they do
 

@@ -198,3 +198,26 @@ void input_products_as_lanes(const ForwardPlan<Cell, E>& plan, int64_t rows, Ran
     }
   }
 }
+
+// The same as dot products, from w_ih as it lies, gate by gate: from end to end.
+template <typename Cell, typename E>
+void input_products_in_place(const ForwardPlan<Cell, E>& plan, int64_t rows, Range blocks) {
+  using T = sum_t<E>;
+  using V = Vec<T>;
+  using Rows = RowsInPlace<E, 1>;
+  constexpr int kLanes = V::kLanes;
+  const int64_t H = plan.args.shape.H;
+  const int64_t I = plan.args.shape.I;
+  const int64_t padded = Rows::padded(rows);
+  for (int64_t i = rows; i < padded; ++i) plan.ahead_x[i] = plan.ahead_x[rows - 1];
+  Rows products{{{plan.ahead_x, I, plan.x_from_memory}}, rows};
+  for (int g = 0; g < Cell::kGates; ++g) {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      const V bias = V::load(plan.packed.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);
+      T* const sums = plan.ahead_sums + (block * Cell::kGates + g) * kLanes;
+      for (int64_t i = 0; i < padded; ++i) bias.store(sums + i * plan.ahead_stride());
+      products.add({plan.args.weights.w_ih + (g * H + block * kLanes) * I}, lanes_of<T>(block, H),
+                   sums, plan.ahead_stride());
+    }
+  }
+}

@@ -27,6 +27,7 @@
 //
 #include "cpu/packed_weights.h"
 //
+#include "cpu/dot_products.h"
 #include "cpu/rows_as_lanes.h"
 //
 #include "cpu/forward_plan.h"

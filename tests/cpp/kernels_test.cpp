@@ -873,6 +873,25 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 3, 3, 20, 100, 0, true, true, true, false, 1});
   all.push_back({CellKind::lstm, 3, 4, 1600, 13, 0, true, true, true, false, 2});
   all.push_back({CellKind::lstm, 2, 6, 20, 90, 37, true, true, true, true, 2});
+  // Input products of few steps of one row, or of two, as dot products ahead of them: rows of whole
+  // vectors and not, w_hh in place and from panels, threads with different units, from zeros.
+  for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh}) {
+    all.push_back({kind, 2, 1, 128, 67, 0, true, true, false, false, 1});
+    all.push_back({kind, 7, 1, 137, 83, 0, true, true, false, true, 2});
+    all.push_back({kind, 16, 1, 261, 64, 0, true, false, true, false, 1});
+    all.push_back({kind, 3, 2, 261, 50, 0, false, true, true, true, 1});
+    all.push_back({kind, 4, 2, 256, 130, 0, true, true, false, false, 2});
+  }
+  all.push_back({CellKind::lstm, 6, 1, 150, 90, 37, true, true, false, true, 2});
+  // One step of many rows in place: all rows of weights whole cache lines, in one type or in all.
+  for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_relu}) {
+    all.push_back({kind, 1, 29, 96, 64, 0, true, true, false, false, 1});
+    all.push_back({kind, 1, 64, 256, 160, 0, true, true, false, true, 2});
+    all.push_back({kind, 1, 47, 176, 72, 0, false, false, false, false, 1});
+    all.push_back({kind, 1, 14, 150, 83, 0, true, true, false, false, 2});
+  }
+  all.push_back({CellKind::lstm, 1, 18, 512, 256, 0, true, true, false, false, 1});
+  all.push_back({CellKind::lstm, 1, 34, 100, 64, 32, true, true, false, false, 2});
   // Four rows, or three, that share loads of weights from memory.
   all.push_back({CellKind::lstm, 1, 3, 3, 800, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 1, 7, 3, 850, 0, true, true, false, false, 1});

@@ -1,0 +1,177 @@
+// Products with the weights as they lie, in torch's layout: of rows of both, along k.
+
+// Products of R rows x and kLanes / R rows of weights that follow each other, each summed in a
+// register of its own, lane by lane.
+template <int R, typename E>
+struct DotProducts {
+  using Op = Operand<E>;
+  using V = Vec<sum_t<E>>;
+  static constexpr int kAbreast = V::kLanes / R;
+  // The rows of weights that are read together, and how many vectors (kRun) of each on end where
+  // they do not come in turns. With AVX-512 single rows come faster from L2 that way (LSTMCell H =
+  // 128 7.3 us and 6.0, H = 512 98 and 83); with AVX2 H = 512 takes 94 us and 102.
+  static constexpr int kRead = kAbreast < 8 ? kAbreast : 8;
+  // Of single rows from L3, step after step, so many (T = 25, LSTM H = 512 1180 us and 1130, H =
+  // 640 1.70 ms and 1.62, GRU H = 512 812 us and 803, RNN H = 768, T = 30 696 and 685; of 2.3 MB,
+  // LSTM H = 384, the same, of 16 MB 10 % slower).
+  static constexpr int kReadFromL3 = kRead < 4 || sizeof(V) < 64 ? kRead : 4;
+  static constexpr int kRun = R == 1 && sizeof(V) == 64 ? 4 : 1;
+
+  V sum[V::kLanes];
+
+  FUSED_RNN_INLINE DotProducts() {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) sum[i] = V::zero();
+  }
+
+  // sum[r][j] += w[j] x[r] for the first n rows of w; K long. In turns (tile.h) where weights are
+  // read at every step of a sequence, forth and back (H = 512, T = 25 1310 us and 1240), or by rows
+  // that share a load (LSTMCell H = 128, B = 8 15.0 and 13.4, H = 512, B = 8 200 and 175; AVX2 26.2
+  // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower. kCalls: for
+  // the rows of w that come next, of weights from memory. Those of four x are read only four
+  // abreast, too few for the processor to fetch them in time (LSTMCell, B = 4, H = 768 405 us and
+  // 346, H = 1024 1210 and 980, H = 1536 3680 and 2980; B = 2, eight abreast, 0 to 15 % slower, H
+  // = 512, in L3, 5 %).
+  template <bool kInTurns = (R > 1), bool kCalls = false, int kRows = kRead>
+  FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
+#pragma GCC unroll 16
+    for (int first = 0; first < kAbreast; first += kRows) {
+      const E* rows[kRows];
+#pragma GCC unroll 16
+      for (int j = 0; j < kRows; ++j) rows[j] = w + (first + j < n ? first + j : 0) * K;
+      int64_t k = 0;
+      if constexpr (kInTurns) {
+        InTurns<Op::kElements> turns(K);
+        for (; turns.has_pair(); turns.next()) {
+          add_at<kRows, 1, kCalls>(first, rows, x, turns.first(), Op::kElements, K);
+          add_at<kRows, 1, kCalls>(first, rows, x, turns.second(), Op::kElements, K);
+        }
+        k = turns.end();
+      } else {
+        for (; k + kRun * Op::kElements <= K; k += kRun * Op::kElements)
+          add_at<kRows, kRun, kCalls>(first, rows, x, k, Op::kElements, K);
+      }
+      for (; k + Op::kElements <= K; k += Op::kElements)
+        add_at<kRows, 1, kCalls>(first, rows, x, k, Op::kElements, K);
+      if (k < K) add_at<kRows, 1, kCalls>(first, rows, x, k, static_cast<int>(K - k), K);
+    }
+  }
+
+  // The next kVectors vectors of kRows rows of w, which are K long, each of `count` elements.
+  template <int kRows, int kVectors, bool kCalls>
+  FUSED_RNN_INLINE void add_at(int first, const E* const* rows, const E* const* x, int64_t k,
+                               int count, int64_t K) {
+    typename Op::V value[R][kVectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v)
+        value[r][v] = Op::load(x[r] + k + v * Op::kElements, count);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < kRows; ++j) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const E* const at = rows[j] + k + v * Op::kElements;
+        const typename Op::V weights = Op::load(at, count);
+        if constexpr (kCalls) __builtin_prefetch(at + kRows * K);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          V& to = sum[r * kAbreast + first + j];
+          to = multiply_add(value[r][v], weights, to);
+        }
+      }
+    }
+  }
+
+  // w[j] . x[r] in lane r * kAbreast + j.
+  FUSED_RNN_INLINE V total() { return sum_lanes(sum); }
+};
+
+// One operand of products that are summed: rows of x, K long, and whether its weights come from
+// memory.
+template <typename E>
+struct RowsOfOperand {
+  const E* const* x;
+  int64_t K;
+  bool from_memory;
+};
+
+// Products of rows with the weights of kLanes units, of one operand or of two that add up. Rows
+// pass by a few of the weights' rows, forth and back in turn: of what L1 cannot hold it then has
+// the last when that comes first (I = H = 512: 24 rows 209 us and 195, 32 rows 276 and 253), and
+// each weight is read from beyond L1 once (LSTM, H = 512, B = 8, rows as the outer loop and as the
+// inner 173 us and 153).
+template <typename E, int kOperands>
+struct RowsInPlace {
+  using T = sum_t<E>;
+  static constexpr int kLanes = Vec<T>::kLanes;
+  static constexpr int kRows = kLanes < 4 ? kLanes : 4;  // that share a load
+
+  // How many rows there must be of each operand, and of sums, for so many: the last one again,
+  // whose sums then are nobody's.
+  static constexpr int64_t padded(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
+
+  RowsOfOperand<E> operands[kOperands];
+  int64_t rows;
+  bool back = false;
+
+  // to[i * stride + j] += sum over operands of w[j] . x[i], for n <= kLanes rows of w that follow
+  // each other.
+  //
+  // Rows that are left of fours share loads as well, and three of them may go as four, the last one
+  // twice (LSTMCell, us: 16 lanes, H = 512, B = 2 121 and 92, B = 3 168 and 98, B = 7 213 and 163;
+  // 8 lanes, B = 2 130 and 113, B = 3 171 and 149, as four 187, B = 6 263 and 275; float64 with
+  // AVX-512, H = 256, B = 2 54 and 46, B = 7 as eight 98 and 110; AVX2, H = 1024, from memory, B =
+  // 3 one by one 1250, as four 770).
+  void add(const E* const (&w)[kOperands], int n, T* to, int64_t stride) {
+    constexpr int kAbreast = DotProducts<kRows, E>::kAbreast;
+    const bool pairs = kLanes == 16 || rows < kRows;
+    const bool three_as_four = kLanes == 16 || operands[kOperands - 1].from_memory;
+    const int64_t fours = rows / kRows + (rows % kRows == 3 && three_as_four ? 1 : 0);
+    for (int first = 0; fours > 0 && first < n; first += kAbreast) {
+      for (int64_t i = 0; i < fours; ++i)
+        some<kRows>(w, first, n, (back ? fours - 1 - i : i) * kRows, to, stride, i == 0);
+      back = !back;
+    }
+    for (int64_t row = fours * kRows; row < rows;) {
+      if (rows - row >= 2 && pairs) {
+        for (int first = 0; first < n; first += DotProducts<2, E>::kAbreast)
+          some<2>(w, first, n, row, to, stride, false);
+        row += 2;
+      } else {
+        some<1>(w, 0, n, row, to, stride, false);
+        row += 1;
+      }
+    }
+  }
+
+ private:
+  // Those of R rows from `row` on and as many of w as make a vector of sums.
+  template <int R>
+  FUSED_RNN_INLINE void some(const E* const (&w)[kOperands], int first, int n, int64_t row, T* to,
+                             int64_t stride, bool calls) const {
+    constexpr int kAbreast = DotProducts<R, E>::kAbreast;
+    using Units
+        [[gnu::vector_size(kAbreast * sizeof(T)), gnu::aligned(sizeof(T)), gnu::may_alias]] = T;
+    DotProducts<R, E> products;
+#pragma GCC unroll 2
+    for (int i = 0; i < kOperands; ++i) {
+      const RowsOfOperand<E>& from = operands[i];
+      const E* const weights = w[i] + first * from.K;
+      if (R == kRows && calls && from.from_memory) {
+        products.template add<true, true>(weights, n - first, from.x + row, from.K);
+      } else {
+        products.add(weights, n - first, from.x + row, from.K);
+      }
+    }
+    alignas(64) T lanes[kLanes];
+    products.total().store(lanes);
+    to += row * stride + first;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      Units* const at = reinterpret_cast<Units*>(to + r * stride);
+      *at += *reinterpret_cast<const Units*>(lanes + r * kAbreast);
+    }
+  }
+};
