@@ -2,9 +2,10 @@
 
 Every row of the training classes of shapes.py: by how much the resident memory of a process that
 holds nothing but the module and its input grows over one step (forward, sum, gradients of weights
-and input). A step of a tiny layer of the same kind goes before, so that what is loaded and made
-once is there; pages of files, which are code, do not count. Of a few processes the least counts:
-what malloc keeps for its own use differs from one to the next by some 0.1 MB.
+and input). A step of a tiny layer of the same kind goes before, so that most of what is loaded and
+made once is there (with several threads, not theirs); pages of files, which are code, do not count.
+Of a few processes the least counts: what malloc keeps for its own use differs from one to the next
+by some 0.1 MB, which rows of torch's below 1 MB are left out of the means for.
 
     python benchmarks/peak_memory.py
     python benchmarks/peak_memory.py --classes packed-training,float64-training --threads 2
@@ -34,6 +35,8 @@ from shapes import CATEGORIES, Row, Shape, rows
 from workloads import LIBRARIES, build_module, machine, prepare
 
 PROCESSES = 2
+# Less than this of torch's says little.
+SMALL = 1_000_000
 TRAINING = [name for name, category in CATEGORIES.items() if category.training]
 STATUS = Path("/proc/self/status")
 TINY = {"hidden": 8, "steps": 3, "batch": 2, "origin": "what goes before"}
@@ -53,7 +56,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        return self.fused / self.torch
+        return self.fused / max(1, self.torch)
 
 
 def resident(kind: str) -> int:
@@ -135,7 +138,13 @@ def print_table(results: list[Result]) -> None:
         )
     print()
     for category, cell in dict.fromkeys((result.category, result.cell) for result in results):
-        ratios = [r.ratio for r in results if (r.category, r.cell) == (category, cell)]
+        ratios = [
+            max(1e-3, r.ratio)
+            for r in results
+            if (r.category, r.cell) == (category, cell) and r.torch >= SMALL
+        ]
+        if not ratios:
+            continue
         print(
             f"{category} {cell}: geometric mean {geometric_mean(ratios):.2f} of torch's, "
             f"{min(ratios):.2f} to {max(ratios):.2f}"

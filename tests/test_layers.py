@@ -109,15 +109,21 @@ def test_input_products_of_few_steps_at_once(kind: str, inputs: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("inputs", "hidden"), [(96, 64), (256, 160), (150, 83), (512, 256)])
+@pytest.mark.parametrize(
+    ("inputs", "hidden"), [(96, 64), (256, 160), (150, 83), (512, 256), (330, 300)]
+)
 def test_one_step_of_many_rows(kind: str, inputs: int, hidden: int) -> None:
     """As many as may read their weights in place, and one more."""
     for batch in (9, 14, 15, 18, 23, 29, 30, 31, 32, 33, 47, 63, 64, 65):
         case = Case(kind, 1, batch, inputs, hidden)
+        zeros = replace(case, hx=False)
         for count in (1, 2):
             with threads(count):
                 check_layer(case, torch.float32, "torch")
+                check_layer(zeros, torch.float32, "torch")
         check_frozen(case)
+    if kind == "LSTM":
+        check_layer(Case(kind, 1, 34, 128, 128, P=64), torch.float32, "torch")
 
 
 def test_such_a_row_with_weights_packed_in_passing() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import fused_rnn
+import peak_memory
+from shapes import CATEGORIES, Row, Shape
 
 HUGE_PAGE = 2 << 20
 
@@ -139,6 +141,16 @@ def test_inference_needs_no_more_than_a_copy_of_the_weights(
         check=True,
     )
     assert float(done.stdout) < most
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from Linux's /proc"
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_training_step_needs_no_more_than_torchs(cell: str) -> None:
+    shape = Shape(128, 100, 32, "a medium model")
+    result = peak_memory.measure(Row(CATEGORIES["training"], cell, shape), threads=1)
+    assert 0 < result.fused < result.torch
 
 
 def test_they_can_be_resized(output: Tensor) -> None:

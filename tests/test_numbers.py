@@ -65,6 +65,7 @@ POISONED_CASES = [
         # Enough rows that packing looks for such values, to leave out the product with zeros.
         {"B": 21, "H": 33, "hx": False},
         {"T": 1, "B": 23, "H": 33, "hx": False},
+        {"T": 1, "B": 8, "H": 33, "hx": False},  # of weights in place
         {"B": 21, "H": 33, "hx": False, "bidirectional": True, "lengths": (*[4] * 19, 2, 1)},
         *([{"P": 3}] * (kind == "LSTM")),
     )
@@ -167,6 +168,9 @@ def test_nan_and_inf_of_a_cell(kind: str, dtype: torch.dtype) -> None:
         (32, 4, 5, 600, torch.float64),  # and of some
         (3, 7, 900, 321, torch.float32),  # a last block of one unit
         (19, 1, 120, 137, torch.float32),  # while one row's steps make input products
+        (1, 24, 256, 192, torch.float32),  # in place, looked at before
+        (1, 31, 300, 401, torch.float32),  # and with rows as lanes
+        (7, 1, 160, 96, torch.float32),  # with the input products of few steps in place
     ],
 )
 def test_nan_and_inf_in_large_weights(

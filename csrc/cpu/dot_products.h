@@ -27,38 +27,38 @@ struct DotProducts {
   // sum[r][j] += w[j] x[r] for the first n rows of w; K long. In turns (tile.h) where weights are
   // read at every step of a sequence, forth and back (H = 512, T = 25 1310 us and 1240), or by rows
   // that share a load (LSTMCell H = 128, B = 8 15.0 and 13.4, H = 512, B = 8 200 and 175; AVX2 26.2
-  // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower. kCalls: for
-  // the rows of w that come next, of weights from memory. Those of four x are read only four
-  // abreast, too few for the processor to fetch them in time (LSTMCell, B = 4, H = 768 405 us and
-  // 346, H = 1024 1210 and 980, H = 1536 3680 and 2980; B = 2, eight abreast, 0 to 15 % slower, H
-  // = 512, in L3, 5 %).
-  template <bool kInTurns = (R > 1), bool kCalls = false, int kRows = kRead>
+  // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower. kRowsOfW
+  // rows of w are read together. kCalls: for the rows of w that come next, of weights from memory.
+  // Those of four x are read only four abreast, too few for the processor to fetch them in time
+  // (LSTMCell, B = 4, H = 768 405 us and 346, H = 1024 1210 and 980, H = 1536 3680 and 2980; B = 2,
+  // eight abreast, 0 to 15 % slower, H = 512, in L3, 5 %).
+  template <bool kInTurns = (R > 1), bool kCalls = false, int kRowsOfW = kRead>
   FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
 #pragma GCC unroll 16
-    for (int first = 0; first < kAbreast; first += kRows) {
-      const E* rows[kRows];
+    for (int first = 0; first < kAbreast; first += kRowsOfW) {
+      const E* rows[kRowsOfW];
 #pragma GCC unroll 16
-      for (int j = 0; j < kRows; ++j) rows[j] = w + (first + j < n ? first + j : 0) * K;
+      for (int j = 0; j < kRowsOfW; ++j) rows[j] = w + (first + j < n ? first + j : 0) * K;
       int64_t k = 0;
       if constexpr (kInTurns) {
         InTurns<Op::kElements> turns(K);
         for (; turns.has_pair(); turns.next()) {
-          add_at<kRows, 1, kCalls>(first, rows, x, turns.first(), Op::kElements, K);
-          add_at<kRows, 1, kCalls>(first, rows, x, turns.second(), Op::kElements, K);
+          add_at<kRowsOfW, 1, kCalls>(first, rows, x, turns.first(), Op::kElements, K);
+          add_at<kRowsOfW, 1, kCalls>(first, rows, x, turns.second(), Op::kElements, K);
         }
         k = turns.end();
       } else {
         for (; k + kRun * Op::kElements <= K; k += kRun * Op::kElements)
-          add_at<kRows, kRun, kCalls>(first, rows, x, k, Op::kElements, K);
+          add_at<kRowsOfW, kRun, kCalls>(first, rows, x, k, Op::kElements, K);
       }
       for (; k + Op::kElements <= K; k += Op::kElements)
-        add_at<kRows, 1, kCalls>(first, rows, x, k, Op::kElements, K);
-      if (k < K) add_at<kRows, 1, kCalls>(first, rows, x, k, static_cast<int>(K - k), K);
+        add_at<kRowsOfW, 1, kCalls>(first, rows, x, k, Op::kElements, K);
+      if (k < K) add_at<kRowsOfW, 1, kCalls>(first, rows, x, k, static_cast<int>(K - k), K);
     }
   }
 
-  // The next kVectors vectors of kRows rows of w, which are K long, each of `count` elements.
-  template <int kRows, int kVectors, bool kCalls>
+  // The next kVectors vectors of kRowsOfW rows of w, which are K long, each of `count` elements.
+  template <int kRowsOfW, int kVectors, bool kCalls>
   FUSED_RNN_INLINE void add_at(int first, const E* const* rows, const E* const* x, int64_t k,
                                int count, int64_t K) {
     typename Op::V value[R][kVectors];
@@ -69,12 +69,12 @@ struct DotProducts {
         value[r][v] = Op::load(x[r] + k + v * Op::kElements, count);
     }
 #pragma GCC unroll 16
-    for (int j = 0; j < kRows; ++j) {
+    for (int j = 0; j < kRowsOfW; ++j) {
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
         const E* const at = rows[j] + k + v * Op::kElements;
         const typename Op::V weights = Op::load(at, count);
-        if constexpr (kCalls) __builtin_prefetch(at + kRows * K);
+        if constexpr (kCalls) __builtin_prefetch(at + kRowsOfW * K);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           V& to = sum[r * kAbreast + first + j];
@@ -159,11 +159,13 @@ struct RowsInPlace {
     for (int i = 0; i < kOperands; ++i) {
       const RowsOfOperand<E>& from = operands[i];
       const E* const weights = w[i] + first * from.K;
-      if (R == kRows && calls && from.from_memory) {
-        products.template add<true, true>(weights, n - first, from.x + row, from.K);
-      } else {
-        products.add(weights, n - first, from.x + row, from.K);
+      if constexpr (R == kRows) {
+        if (calls && from.from_memory) {
+          products.template add<true, true>(weights, n - first, from.x + row, from.K);
+          continue;
+        }
       }
+      products.add(weights, n - first, from.x + row, from.K);
     }
     alignas(64) T lanes[kLanes];
     products.total().store(lanes);

@@ -27,6 +27,7 @@ class TimesZero {
   V sum_[kSums];
 };
 
+// The same of values that lie in a row.
 template <typename E>
 bool are_finite(const E* values, int64_t count) {
   using Op = Operand<E>;

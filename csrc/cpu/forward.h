@@ -162,8 +162,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     const WeightsInPlace both{hh_bytes + ih_bytes, (I + O) * element / 2,
                               h_lines && I * element % kCacheLine == 0,
                               plan.x_from_memory || plan.h_from_memory};
-    plan.by_lanes = kLanes < 16 || !both.whole_lines || both.from_memory ||
-                    (wide && shape.B > kRowsInPlaceWide - 4);
+    plan.by_lanes =
+        kLanes < 16 || !both.whole_lines || both.from_memory || (wide && shape.B >= kFewestFillTwo);
     plan.x_in_place = (shape.T == 1 && shape.B <= rows_in_place<T>(both)) ||
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes) ||
                       few_steps_of_rows<T>(shape.T, shape.B, plan.beyond_caches);
@@ -173,6 +173,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   }
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
+  // Where one thread, or several with units of their own, have all rows, and steps do not make
+  // those products themselves.
   const bool dots_ahead = args.packed == nullptr && ih_bytes <= kLanesBytes && wanted.rows == 1 &&
                           !neighbours.has_before() &&
                           !(from_panels_meanwhile && !plan.h_in_place) && shape.T > 1 &&
@@ -214,6 +216,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                           hh_bytes + ih_bytes > kPackedInPassing && first_rows >= kFewestThatCall &&
                           wanted.rows == 1;
 
+  // Dot products want rows in fours.
   const int64_t ahead_rows = RowsInPlace<E, 1>::padded(
       plan.ahead ? plan.steps_ahead * shape.B * (plan.meanwhile ? 2 : 1) : 0);
   using OneStep = InPlace<Cell, E>;

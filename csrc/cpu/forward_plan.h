@@ -13,10 +13,16 @@ constexpr int64_t kWideBytes = 2 << 20;
 // = 16 7.1 and 7.0, B = 24 8.4 and 8.8; H = 96, B = 16 18.0 and 15.3, B = 32 28.7 and 27.5; H =
 // 128, B = 16 31.5 and 23.0, B = 32 48 and 43, B = 48 66 and 65, B = 64 84 and 89; H = 256, B = 64
 // 309 and 300, H = 512, B = 40 846 and 725, B = 64 1235 and 1144; H = 100, B = 12 17.4 and 16.4, B
-// = 16 20.3 and 20.5; H = 200, B = 16 74 and 59, B = 32 117 and 115). From memory, with lanes of
-// rows up to 32, no more (H = 1024, B = 40 4.63 ms and 3.92, B = 48 4.18 and 4.48).
+// = 16 20.3 and 20.5; H = 200, B = 16 74 and 59, B = 32 117 and 115). From memory no more than
+// 32, since it depends (H = 1024, B = 40 4.63 ms and 3.92, B = 48 4.18 and 4.48).
 constexpr int64_t kRowsOfAVector = 6;
 constexpr int64_t kMostInPlace = 64;
+// With 16 lanes such rows become lanes of products where dot products are slower: where rows of
+// weights begin within cache lines, or come from memory, or where so many fill two vectors of wide
+// weights (from dot products to lanes, LSTMCell, us: H = 700, B = 16 990 and 780, H = 1024, B = 16
+// 2200 and 2050; H = 512, B = 32 622 and 594, though H = 256 154 and 157, and with B = 16 81 and
+// 97, 302 and 355).
+constexpr int64_t kFewestFillTwo = 29;
 struct WeightsInPlace {
   int64_t bytes;     // of both
   int64_t mean_row;  // bytes of a row of w_ih and one of w_hh, on average
@@ -265,8 +271,10 @@ struct ForwardPlan {
 
   const ForwardArgs<E>& args;
   Neighbours neighbours;
-  int64_t blocks = 0;       // of units
-  bool x_in_place = false;  // the weights are read where they are, not from panels
+  int64_t blocks = 0;  // of units
+  // The weights are read where they are, not from panels: w_ih by every step or, ahead of them, as
+  // dot products or with rows of x as lanes.
+  bool x_in_place = false;
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
   bool by_lanes = false;       // several rows read in place may be lanes of products
@@ -287,11 +295,11 @@ struct ForwardPlan {
   T* zeros = nullptr;        // [H]
   E* none = nullptr;         // [H]: zeros that stand for an h0
   // Of the steps ahead (twice as many where they are made meanwhile), parts of [steps *
-  // B][blocks][G][kLanes], where each thread has its rows or its blocks:
+  // B][blocks][G][kLanes], and up to three rows more, where each thread has its rows or its blocks:
   T* ahead_sums = nullptr;
   // Of each thread:
   ForwardRow<E>* rows = nullptr;  // [B]
-  const E** ahead_x = nullptr;    // [steps * B], as many steps
+  const E** ahead_x = nullptr;    // [steps * B], as many steps, and up to three more
   E* x_panels = nullptr;          // as packed.x, of the blocks of a tile
   E* x_lanes = nullptr;           // [blocks of rows][I][kLanes]
   E* h_lanes = nullptr;           // [blocks of rows][O][kLanes]

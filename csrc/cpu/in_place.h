@@ -12,12 +12,11 @@ struct InPlace {
   static constexpr int kMost = kMostInPlace;
   static_assert(kMost == RowsInPlace<E, 1>::padded(kMost));
   // Rows that are worth the transpositions: two vectors of them (AVX2, H = 512: B = 16 LSTM 1.20 ms
-  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one of 16 lanes, of
-  // weights whose rows begin within cache lines or that come from memory (LSTMCell, B = 16, H = 700
-  // 0.99 and 0.78, H = 1024 2.20 and 2.05; else H = 256 81 us and 97, H = 512 302 and 355, though B
-  // = 32 157 and 154, 622 and 594),
+  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one of 16 lanes
+  // (which weights: kFewestFillTwo in forward_plan.h),
   static constexpr int kFewestLanes = kLanes == 16 ? 16 : 2 * kLanes;
-  // where they fill wide vectors by four fifths (AVX-512, LSTMCell H = 300, B = 32 247 and 215).
+  // where they fill wide vectors by four fifths (AVX-512, LSTMCell H = 300, B = 32 247 us by dot
+  // products and 215).
   static bool fill_lanes(int64_t rows) {
     return rows >= kFewestLanes && rows <= kRowsInPlaceWide &&
            (kLanes < 8 || 5 * rows >= 4 * kLanes * blocks_of<T>(rows));

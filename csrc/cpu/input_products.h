@@ -210,7 +210,7 @@ void input_products_in_place(const ForwardPlan<Cell, E>& plan, int64_t rows, Ran
   const int64_t I = plan.args.shape.I;
   const int64_t padded = Rows::padded(rows);
   for (int64_t i = rows; i < padded; ++i) plan.ahead_x[i] = plan.ahead_x[rows - 1];
-  Rows products{{{plan.ahead_x, I, plan.x_from_memory}}, rows};
+  Rows products{{{plan.ahead_x, I, false}}, rows};  // w_ih is not from memory
   for (int g = 0; g < Cell::kGates; ++g) {
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const V bias = V::load(plan.packed.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);

@@ -887,11 +887,15 @@ std::vector<Shape> shapes() {
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_relu}) {
     all.push_back({kind, 1, 29, 96, 64, 0, true, true, false, false, 1});
     all.push_back({kind, 1, 64, 256, 160, 0, true, true, false, true, 2});
-    all.push_back({kind, 1, 47, 176, 72, 0, false, false, false, false, 1});
+    all.push_back({kind, 1, 47, 256, 64, 0, false, false, false, false, 1});
+    all.push_back({kind, 1, 29, 256, 128, 0, true, false, false, false, 2});
     all.push_back({kind, 1, 14, 150, 83, 0, true, true, false, false, 2});
   }
   all.push_back({CellKind::lstm, 1, 18, 512, 256, 0, true, true, false, false, 1});
-  all.push_back({CellKind::lstm, 1, 34, 100, 64, 32, true, true, false, false, 2});
+  all.push_back({CellKind::lstm, 1, 34, 128, 128, 64, true, true, false, false, 2});
+  // The same from zeros, with rows as lanes.
+  all.push_back({CellKind::gru, 1, 31, 330, 300, 0, true, false, false, false, 2});
+  all.push_back({CellKind::lstm, 1, 32, 400, 400, 0, true, false, false, false, 1});
   // Four rows, or three, that share loads of weights from memory.
   all.push_back({CellKind::lstm, 1, 3, 3, 800, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 1, 7, 3, 850, 0, true, true, false, false, 1});
