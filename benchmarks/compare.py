@@ -16,10 +16,8 @@ as a class of its own. Beside the times stands the least that the row could take
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import itertools
-import json
 import math
 import statistics
 import time
@@ -36,8 +34,9 @@ from tqdm import tqdm
 import fused_rnn
 from limits import limit_seconds
 from peers import PEERS, installed
+from report import announce, write_figures
 from shapes import CATEGORIES, GATES, Row, rows
-from workloads import LIBRARIES, Workload, build, machine, peak, rates
+from workloads import LIBRARIES, Workload, build, peak, rates
 
 # A turn repeats the call until it has lasted long enough for the clock, and a row has as many
 # turns as fit into its time, within these bounds.
@@ -379,8 +378,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
     peer_versions = installed()
     names = [*LIBRARIES, *peer_versions]
-    about = machine() | peer_versions | {"date": datetime.date.today().isoformat()}
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    about = announce(**peer_versions)
     peaks = {dtype: peak(dtype) for dtype in ("float32", "float64")}
     rounded = ", ".join(f"{dtype} {value:.0f} GF/s" for dtype, value in peaks.items())
     print(f"FMA peak of one thread: {rounded}")
@@ -414,8 +412,7 @@ def main() -> None:
                 for result in results
             ],
         }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(f"Figures: {arguments.json}")
+        write_figures(arguments.json, document)
     if arguments.readme:
         write_readme(arguments.readme, summary, about)
         print(f"Summary: {arguments.readme}")

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
 import gc
-import json
 import multiprocessing
 import platform
 import re
@@ -31,8 +29,9 @@ from torch import nn
 from tqdm import tqdm
 
 from compare import geometric_mean
+from report import announce, write_figures
 from shapes import CATEGORIES, Row, Shape, rows
-from workloads import LIBRARIES, build_module, machine, prepare
+from workloads import LIBRARIES, build_module, prepare
 
 PROCESSES = 2
 # Less than this of torch's says little.
@@ -174,8 +173,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    about = machine() | {"date": datetime.date.today().isoformat()}
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    about = announce()
     jobs = list(rows(arguments.classes, arguments.quick))
     results: list[Result] = []
     with tqdm(jobs, unit="row", leave=False, disable=None) as bar:
@@ -184,12 +182,8 @@ def main() -> None:
             results.append(measure(row, arguments.threads))
     print_table(results)
     if arguments.json:
-        document = {
-            "machine": about,
-            "rows": [asdict(result) | {"ratio": result.ratio} for result in results],
-        }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(f"Figures: {arguments.json}")
+        figures = [asdict(result) | {"ratio": result.ratio} for result in results]
+        write_figures(arguments.json, {"machine": about, "rows": figures})
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ cells: more than that cannot be won.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import itertools
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -34,7 +32,8 @@ import fused_rnn
 from compare import TOLERANCE, geometric_mean, time_in_turn
 from models import MODELS, build
 from models.subject import Subject
-from workloads import Workload, machine
+from report import announce, write_figures
+from workloads import Workload
 
 # As many turns as fit into a model's time, at least as many as compare.py's fewest.
 SECONDS = 5.0
@@ -204,8 +203,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
-    about = machine() | {"date": datetime.date.today().isoformat()}
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    about = announce()
     jobs = list(itertools.product(arguments.threads, arguments.model))
     budget = QUICK_SECONDS if arguments.quick else SECONDS
     results: list[Result] = []
@@ -215,12 +213,8 @@ def main() -> None:
             results += measure(name, threads, budget)
     print_table(results)
     if arguments.json:
-        document = {
-            "machine": about,
-            "rows": [asdict(result) | {"ratio": result.ratio} for result in results],
-        }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(f"Figures: {arguments.json}")
+        figures = [asdict(result) | {"ratio": result.ratio} for result in results]
+        write_figures(arguments.json, {"machine": about, "rows": figures})
 
 
 if __name__ == "__main__":

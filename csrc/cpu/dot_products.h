@@ -88,6 +88,17 @@ struct DotProducts {
   FUSED_RNN_INLINE V total() { return sum_lanes(sum); }
 };
 
+// So many rows share each load of a weight.
+template <typename T>
+constexpr int kRowsOfALoad = Vec<T>::kLanes < 4 ? Vec<T>::kLanes : 4;
+
+// How many rows there must be of x, and of sums, for so many: the last one again, whose sums then
+// are nobody's.
+template <typename T>
+constexpr int64_t padded_rows(int64_t rows) {
+  return (rows + kRowsOfALoad<T> - 1) / kRowsOfALoad<T> * kRowsOfALoad<T>;
+}
+
 // One operand of products that are summed: rows of x, K long, and whether its weights come from
 // memory.
 template <typename E>
@@ -106,13 +117,9 @@ template <typename E, int kOperands>
 struct RowsInPlace {
   using T = sum_t<E>;
   static constexpr int kLanes = Vec<T>::kLanes;
-  static constexpr int kRows = kLanes < 4 ? kLanes : 4;  // that share a load
+  static constexpr int kRows = kRowsOfALoad<T>;
 
-  // How many rows there must be of each operand, and of sums, for so many: the last one again,
-  // whose sums then are nobody's.
-  static constexpr int64_t padded(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
-
-  RowsOfOperand<E> operands[kOperands];
+  RowsOfOperand<E> operands[kOperands];  // padded_rows each
   int64_t rows;
   bool back = false;
 

@@ -162,26 +162,24 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     const WeightsInPlace both{hh_bytes + ih_bytes, (I + O) * element / 2,
                               h_lines && I * element % kCacheLine == 0,
                               plan.x_from_memory || plan.h_from_memory};
-    plan.by_lanes =
-        kLanes < 16 || !both.whole_lines || both.from_memory || (wide && shape.B >= kFewestFillTwo);
     plan.x_in_place = (shape.T == 1 && shape.B <= rows_in_place<T>(both)) ||
                       (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes) ||
                       few_steps_of_rows<T>(shape.T, shape.B, plan.beyond_caches);
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place<Cell>(hh) ||
                                              (shares_memory && hh_bytes > kInPlaceOfThreads)));
+    plan.rows_as_lanes = plan.h_in_place && are_lanes<T>(both, thread_rows);
   }
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
   // Where one thread, or several with units of their own, have all rows, and steps do not make
   // those products themselves.
-  const bool dots_ahead = args.packed == nullptr && ih_bytes <= kLanesBytes && wanted.rows == 1 &&
-                          !neighbours.has_before() &&
-                          !(from_panels_meanwhile && !plan.h_in_place) && shape.T > 1 &&
-                          shape.T * shape.B <= rows_of_dots<E>(I, shape.B);
-  plan.ahead = dots_ahead || (!plan.x_in_place && shape.T > 1 &&
-                              (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory
-                                                  : thread_rows <= kRowsAhead && !few));
+  plan.x_as_dots = args.packed == nullptr && ih_bytes <= kLanesBytes && wanted.rows == 1 &&
+                   !neighbours.has_before() && !(from_panels_meanwhile && !plan.h_in_place) &&
+                   shape.T > 1 && shape.T * shape.B <= rows_of_dots<E>(I, shape.B);
+  plan.ahead = plan.x_as_dots || (!plan.x_in_place && shape.T > 1 &&
+                                  (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory
+                                                      : thread_rows <= kRowsAhead && !few));
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
     plan.steps_ahead = kAheadSums / step_bytes;
@@ -193,10 +191,10 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                          : ih_bytes > kLanesBytesFew ? kFewRows
                                                      : 0;
     plan.x_as_lanes =
-        args.packed == nullptr && !dots_ahead && shape.B <= kRows && shape.T * shape.B <= most;
-    if (plan.x_as_lanes || dots_ahead) plan.x_in_place = true;
+        args.packed == nullptr && !plan.x_as_dots && shape.B <= kRows && shape.T * shape.B <= most;
+    if (plan.x_as_lanes || plan.x_as_dots) plan.x_in_place = true;
     if (plan.x_as_lanes) plan.steps_ahead = kRows / shape.B;
-    if (dots_ahead) plan.steps_ahead = shape.T;
+    if (plan.x_as_dots) plan.steps_ahead = shape.T;
     plan.x_by_block = args.packed == nullptr && !plan.x_in_place && wanted.rows == 1 &&
                       !neighbours.has_before() && shape.T * step_bytes <= kAheadAtOnce;
     if (plan.x_by_block) plan.steps_ahead = shape.T;
@@ -217,14 +215,13 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                           wanted.rows == 1;
 
   // Dot products want rows in fours.
-  const int64_t ahead_rows = RowsInPlace<E, 1>::padded(
-      plan.ahead ? plan.steps_ahead * shape.B * (plan.meanwhile ? 2 : 1) : 0);
+  const int64_t ahead_rows =
+      padded_rows<T>(plan.ahead ? plan.steps_ahead * shape.B * (plan.meanwhile ? 2 : 1) : 0);
   using OneStep = InPlace<Cell, E>;
-  const bool lanes_in_place = plan.h_in_place && plan.by_lanes && shape.B >= OneStep::kFewestLanes;
-  const int64_t x_lanes = plan.x_as_lanes  ? ForwardPlan<Cell, E>::ProductsAhead::lanes_size(I)
-                          : lanes_in_place ? OneStep::ByLanes::lanes_size(I)
-                                           : 0;
-  const int64_t h_lanes = lanes_in_place ? OneStep::ByLanes::lanes_size(O) : 0;
+  const int64_t x_lanes = plan.x_as_lanes      ? ForwardPlan<Cell, E>::ProductsAhead::lanes_size(I)
+                          : plan.rows_as_lanes ? OneStep::ByLanes::lanes_size(I)
+                                               : 0;
+  const int64_t h_lanes = plan.rows_as_lanes ? OneStep::ByLanes::lanes_size(O) : 0;
   const int64_t x_panels =
       plan.x_by_block ? InputProducts<Cell, E>::kBlocks * PackedWeights<Cell, E>::panel(I) : 0;
   plan.packed.packs_x = !plan.x_in_place && !plan.x_by_block;

@@ -17,12 +17,6 @@ constexpr int64_t kWideBytes = 2 << 20;
 // 32, since it depends (H = 1024, B = 40 4.63 ms and 3.92, B = 48 4.18 and 4.48).
 constexpr int64_t kRowsOfAVector = 6;
 constexpr int64_t kMostInPlace = 64;
-// With 16 lanes such rows become lanes of products where dot products are slower: where rows of
-// weights begin within cache lines, or come from memory, or where so many fill two vectors of wide
-// weights (from dot products to lanes, LSTMCell, us: H = 700, B = 16 990 and 780, H = 1024, B = 16
-// 2200 and 2050; H = 512, B = 32 622 and 594, though H = 256 154 and 157, and with B = 16 81 and
-// 97, 302 and 355).
-constexpr int64_t kFewestFillTwo = 29;
 struct WeightsInPlace {
   int64_t bytes;     // of both
   int64_t mean_row;  // bytes of a row of w_ih and one of w_hh, on average
@@ -36,6 +30,22 @@ constexpr int64_t rows_in_place(const WeightsInPlace& w) {
     return usual;
   const int64_t rows = w.mean_row / kSimdBytes * kRowsOfAVector / (w.whole_lines ? 1 : 2);
   return rows < kRowsInPlace ? kRowsInPlace : rows < kMostInPlace ? rows : kMostInPlace;
+}
+// Whether so many rows of a step in place become the lanes of products, with the weights as they
+// lie: rows that are worth the transpositions, two vectors of them (from dot products to lanes,
+// AVX2, H = 512: B = 16 LSTM 1.20 ms and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one
+// of 16 lanes, and fill wide vectors by four fifths (AVX-512, LSTMCell, us: H = 300, B = 32 247 and
+// 215). With 16 lanes dot products are faster but where rows of weights begin within cache lines,
+// or come from memory, or nearly all of two vectors are filled and weights are wide (H = 700, B =
+// 16 990 and 780, H = 1024 2200 and 2050; H = 512, B = 32 622 and 594, though H = 256 154 and 157,
+// and with B = 16 81 and 97, 302 and 355).
+template <typename T>
+constexpr bool are_lanes(const WeightsInPlace& w, int64_t rows) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  if (rows < (kLanes == 16 ? 16 : 2 * kLanes) || rows > kRowsInPlaceWide) return false;
+  if (kLanes >= 8 && 5 * rows < 4 * kLanes * blocks_of<T>(rows)) return false;
+  return kLanes < 16 || !w.whole_lines || w.from_memory ||
+         (w.bytes >= kWideBytes && rows > 2 * kLanes - 4);
 }
 // Two steps of up to kRowsInPlace rows read both weights in place as well, and three of half as
 // many: as many readings of the weights as packing is worth (LSTM, T = 2, B = 2, 4 and 8, us, from
@@ -235,7 +245,7 @@ constexpr int64_t kWorthALook = 64 << 10;
 // Where it is read in place, looking is a reading of its own, which costs as much as the product of
 // about four rows (T = 1, LSTM, us: H = 512, B = 8 170 and 136, B = 24 468 and 293, H = 256, B = 6
 // 44 and 35, B = 16 99 and 61, H = 128, B = 16 24.7 and 18.8, H = 1024, B = 24 2.93 ms and 1.58; T
-// = 2, B = 8, H = 256 91 and 80).
+// = 2, B = 8, H = 256 91 and 80; AVX2 and float64 not timed).
 constexpr int64_t kRowsWorthALook = 5;
 
 // Where one row of a step reads and writes.
@@ -277,13 +287,14 @@ struct ForwardPlan {
   bool x_in_place = false;
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
-  bool by_lanes = false;       // several rows read in place may be lanes of products
+  bool rows_as_lanes = false;  // a step in place makes lanes of its rows
   bool x_from_memory = false;  // w_ih comes from memory (comes_from_memory in tile.h),
   bool h_from_memory = false;  // w_hh does
   bool h_from_l3 = false;      // a thread's part of w_hh comes from L3, and not from memory
   bool near = false;           // one row reads w_hh a panel at a time
   bool ahead = false;          // input products before the steps,
-  bool x_as_lanes = false;     // whose lanes are rows of x instead of units
+  bool x_as_lanes = false;     // whose lanes are rows of x instead of units,
+  bool x_as_dots = false;      // or which are dot products with w_ih as it lies
   bool x_by_block = false;     // w_ih is packed a few blocks at a time, just before
   bool meanwhile = false;      // later ones made by earlier steps while those read w_hh
   int64_t steps_ahead = 0;

@@ -10,17 +10,7 @@ struct InPlace {
   static constexpr int kLanes = V::kLanes;
   static constexpr int kGates = Cell::kGates;
   static constexpr int kMost = kMostInPlace;
-  static_assert(kMost == RowsInPlace<E, 1>::padded(kMost));
-  // Rows that are worth the transpositions: two vectors of them (AVX2, H = 512: B = 16 LSTM 1.20 ms
-  // by dot products and 0.99, GRU 0.81 and 0.63; B = 8 LSTM 0.55 and 0.62), or one of 16 lanes
-  // (which weights: kFewestFillTwo in forward_plan.h),
-  static constexpr int kFewestLanes = kLanes == 16 ? 16 : 2 * kLanes;
-  // where they fill wide vectors by four fifths (AVX-512, LSTMCell H = 300, B = 32 247 us by dot
-  // products and 215).
-  static bool fill_lanes(int64_t rows) {
-    return rows >= kFewestLanes && rows <= kRowsInPlaceWide &&
-           (kLanes < 8 || 5 * rows >= 4 * kLanes * blocks_of<T>(rows));
-  }
+  static_assert(kMost == padded_rows<T>(kMost));
   using ByLanes = ProductsAsLanes<E, kRowsInPlaceWide>;
   static constexpr int64_t kStride = Cell::kSums * kLanes;
 
@@ -39,7 +29,7 @@ struct InPlace {
         step.plan.ahead ? one_row<true>(at(i)) : one_row<false>(at(i));
       return;
     }
-    const int64_t padded = RowsInPlace<E, 1>::padded(rows);
+    const int64_t padded = padded_rows<T>(rows);
     const E* x[kMost];
     const E* h[kMost];
     for (int64_t i = 0; i < padded; ++i) {
@@ -47,7 +37,7 @@ struct InPlace {
       x[i] = row.x;
       h[i] = row.h_prev;
     }
-    const bool lanes = step.plan.by_lanes && fill_lanes(rows);
+    const bool lanes = step.plan.rows_as_lanes;
     if (lanes) {
       ByLanes::pack(x, rows, I, step.plan.x_lanes);
       ByLanes::pack(h, rows, O, step.plan.h_lanes);

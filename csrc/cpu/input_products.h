@@ -208,7 +208,7 @@ void input_products_in_place(const ForwardPlan<Cell, E>& plan, int64_t rows, Ran
   constexpr int kLanes = V::kLanes;
   const int64_t H = plan.args.shape.H;
   const int64_t I = plan.args.shape.I;
-  const int64_t padded = Rows::padded(rows);
+  const int64_t padded = padded_rows<T>(rows);
   for (int64_t i = rows; i < padded; ++i) plan.ahead_x[i] = plan.ahead_x[rows - 1];
   Rows products{{{plan.ahead_x, I, false}}, rows};  // w_ih is not from memory
   for (int g = 0; g < Cell::kGates; ++g) {
