@@ -172,6 +172,34 @@ def test_inputs_that_are_views(kind: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["packed", "dense", "batch_first", "one step", "one element"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_that_repeat_one_row(kind: str, how: str, dtype: torch.dtype) -> None:
+    """Those of a sum, of a mean, and of weighted sums over all steps and sequences."""
+    T, B, H = {"one step": (1, 3, 7), "one element": (1, 1, 1)}.get(how, (5, 3, 7))
+    lengths = (5, 2, 4) if how == "packed" else None
+    case = Case(
+        kind, T, B, 4, H, L=2, bidirectional=True, batch_first=how == "batch_first", lengths=lengths
+    )
+    layer = case.module(fused_rnn, dtype)
+    x, states = case.tensors(dtype)
+    leaves = [x.requires_grad_(), *(h.requires_grad_() for h in states), *layer.parameters()]
+    output = flatten(layer(case.pack(x), case.hx_of(states)))[0]
+    row = torch.randn(output.size(-1), dtype=dtype)
+    for one in (
+        torch.ones((), dtype=dtype).expand_as(output),
+        torch.full((1,), 0.25, dtype=dtype).expand_as(output),
+        row.expand_as(output),
+        torch.randn(2 * row.numel(), dtype=dtype)[::2].expand_as(output),
+        torch._neg_view(row).expand_as(output),
+    ):
+        ours = torch.autograd.grad(output, leaves, one, retain_graph=True)
+        dense = torch.autograd.grad(output, leaves, one.contiguous(), retain_graph=True)
+        for repeated, expected in zip(ours, dense, strict=True):
+            assert torch.equal(repeated, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_layout_of_results_is_torchs(kind: str, batch_first: bool) -> None:
     case = Case(kind, 5, 3, 4, 7, batch_first=batch_first, L=2, bidirectional=True)

@@ -25,9 +25,7 @@ class InputsAhead {
       until_ = listed_;
       row_ = 0;
       await(until_);
-      if (plan_.x_as_lanes) {
-        input_products_as_lanes(plan_, count, mine_.units);
-      } else if (plan_.x_as_dots) {
+      if (plan_.x_as_dots) {
         input_products_in_place(plan_, count, mine_.units);
       } else {
         InputProducts<Cell, E> products(plan_);

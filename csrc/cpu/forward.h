@@ -127,7 +127,6 @@ template <typename Cell, typename E>
 void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                    const Neighbours& neighbours = {}) {
   using T = sum_t<E>;
-  constexpr int kLanes = Vec<T>::kLanes;
   constexpr int kGates = Cell::kGates;
   const SequenceShape& shape = args.shape;
   const int64_t I = shape.I;
@@ -163,7 +162,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                               h_lines && I * element % kCacheLine == 0,
                               plan.x_from_memory || plan.h_from_memory};
     plan.x_in_place = (shape.T == 1 && shape.B <= rows_in_place<T>(both)) ||
-                      (shape.B == 1 && shape.T <= kStepsInPlace && ih_bytes <= kLanesBytes) ||
+                      (shape.B == 1 && shape.T <= kStepsInPlace) ||
                       few_steps_of_rows<T>(shape.T, shape.B, plan.beyond_caches);
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place<Cell>(hh) ||
@@ -174,33 +173,24 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
   // Where one thread, or several with units of their own, have all rows, and steps do not make
   // those products themselves.
-  plan.x_as_dots = args.packed == nullptr && ih_bytes <= kLanesBytes && wanted.rows == 1 &&
-                   !neighbours.has_before() && !(from_panels_meanwhile && !plan.h_in_place) &&
-                   shape.T > 1 && shape.T * shape.B <= rows_of_dots<E>(I, shape.B);
+  plan.x_as_dots = args.packed == nullptr && wanted.rows == 1 && !neighbours.has_before() &&
+                   !(from_panels_meanwhile && !plan.h_in_place) && shape.T > 1 &&
+                   shape.T * shape.B <= rows_of_dots<E>(I, shape.B, plan.x_from_memory);
   plan.ahead = plan.x_as_dots || (!plan.x_in_place && shape.T > 1 &&
                                   (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory
                                                       : thread_rows <= kRowsAhead && !few));
   if (plan.ahead) {
     const int64_t step_bytes = thread_rows * plan.ahead_stride() * static_cast<int64_t>(sizeof(T));
-    plan.steps_ahead = kAheadSums / step_bytes;
+    const int64_t at_once = plan.x_from_memory ? kAheadAtOnceOfMemory : kAheadAtOnce;
+    plan.steps_ahead = (plan.x_from_memory ? kAheadSumsOfMemory : kAheadSums) / step_bytes;
     if (plan.steps_ahead < kFewestAhead) plan.steps_ahead = kFewestAhead;
-    constexpr int64_t kRows = kLanesAbreast * kLanes;
-    constexpr int64_t kFewRows = kFewRowsAhead < kRows ? kFewRowsAhead : kRows;
-    const int64_t most = ih_bytes > kReadAgainBytes  ? kReadingsInPlace * kRows
-                         : ih_bytes > kLanesBytes    ? kRows
-                         : ih_bytes > kLanesBytesFew ? kFewRows
-                                                     : 0;
-    plan.x_as_lanes =
-        args.packed == nullptr && !plan.x_as_dots && shape.B <= kRows && shape.T * shape.B <= most;
-    if (plan.x_as_lanes || plan.x_as_dots) plan.x_in_place = true;
-    if (plan.x_as_lanes) plan.steps_ahead = kRows / shape.B;
-    if (plan.x_as_dots) plan.steps_ahead = shape.T;
+    if (plan.x_as_dots) plan.x_in_place = true;
     plan.x_by_block = args.packed == nullptr && !plan.x_in_place && wanted.rows == 1 &&
-                      !neighbours.has_before() && shape.T * step_bytes <= kAheadAtOnce;
-    if (plan.x_by_block) plan.steps_ahead = shape.T;
+                      !neighbours.has_before() && shape.T * step_bytes <= at_once;
+    if (plan.x_as_dots || plan.x_by_block) plan.steps_ahead = shape.T;
     if (neighbours.has_before() && plan.steps_ahead > kStepsBehind) plan.steps_ahead = kStepsBehind;
     if (plan.steps_ahead > shape.T) plan.steps_ahead = shape.T;
-    plan.meanwhile = from_panels_meanwhile && !plan.h_in_place && !plan.x_as_lanes;
+    plan.meanwhile = from_panels_meanwhile && !plan.h_in_place;
     if (plan.meanwhile) {
       plan.x_by_block = false;
       plan.steps_ahead = kStepsMeanwhile;
@@ -218,9 +208,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   const int64_t ahead_rows =
       padded_rows<T>(plan.ahead ? plan.steps_ahead * shape.B * (plan.meanwhile ? 2 : 1) : 0);
   using OneStep = InPlace<Cell, E>;
-  const int64_t x_lanes = plan.x_as_lanes      ? ForwardPlan<Cell, E>::ProductsAhead::lanes_size(I)
-                          : plan.rows_as_lanes ? OneStep::ByLanes::lanes_size(I)
-                                               : 0;
+  const int64_t x_lanes = plan.rows_as_lanes ? OneStep::ByLanes::lanes_size(I) : 0;
   const int64_t h_lanes = plan.rows_as_lanes ? OneStep::ByLanes::lanes_size(O) : 0;
   const int64_t x_panels =
       plan.x_by_block ? InputProducts<Cell, E>::kBlocks * PackedWeights<Cell, E>::panel(I) : 0;

@@ -71,9 +71,9 @@ constexpr bool few_steps_of_rows(int64_t steps, int64_t B, bool beyond_caches) {
 // and 19.3, GRU H = 2048, 50 MB, 36.3 and 39.5, LSTM 60 and 67; both directions side by side, LSTM
 // H = 1536, T = 21 28.4 and 31.3).
 constexpr int64_t kInPlaceOfThreads = 32 << 20;
-// Of up to this many steps one row reads both weights in place, w_ih unless it has more than
-// kLanesBytes bytes (AVX2, two steps of LSTM H = 64: 11.2 us and 5.7, H = 128: 46 and 21; four
-// steps of H = 256: 165 us and 123, of H = 512 1.10 ms and 0.54),
+// Of up to this many steps one row reads both weights in place (AVX2, two steps of LSTM H =
+// 64: 11.2 us and 5.7, H = 128: 46 and 21; four steps of H = 256: 165 us and 123, of H = 512 1.10
+// ms and 0.54),
 constexpr int64_t kStepsInPlace = 4;
 // and of up to so many w_hh: rows come nearly as fast as panels do, and packing costs as much as
 // some steps.
@@ -167,9 +167,14 @@ constexpr int kPiecesOfCalls = 64;
 // 1024, B = 8 15.2 and 13.2, B = 32 45.4 and 43.5; of less, LSTM H = 320, T = 80, B = 8 and H =
 // 256, T = 50, B = 4 up to 1 % slower).
 constexpr int64_t kPackedInPassing = 4 << 20;
-// Bytes of sums that the input products of a chunk of steps aim at, half of L2, and the fewest
-// steps that make such a product worth while.
+// Bytes of sums that the input products of a chunk of steps aim at: half of L2, or, where w_ih
+// comes from memory, which every chunk reads anew, more than L2 (from 512 KB to 8 MB, ms: LSTM H =
+// 1024, T = 50, B = 4 22.2 and 18.9, T = 25, B = 8 17.7 and 16.1, frozen H = 1536, T = 100, B =
+// 1 54.8 and 51.2, RNN H = 2000, T = 50, B = 8 35.4 and 28.9; 2 MB 1 % less, 4 MB and 16 MB the
+// same),
 constexpr int64_t kAheadSums = 512 << 10;
+constexpr int64_t kAheadSumsOfMemory = 8 << 20;
+// and the fewest steps that make such a product worth while.
 constexpr int64_t kFewestAhead = 8;
 // One row of an LSTM or a GRU makes the products of the first so many steps before all, and those
 // of the next so many each time while steps read w_hh (meanwhile.h),
@@ -203,36 +208,27 @@ constexpr int64_t kFewestVectorsOfDots = 8;
 // 164 and 136, T = 4, H = 256 86 and 74, GRU H = 512 284 and 222; T = 8 505 and 557; more sequences
 // share the loads of w_ih anyway: T = 2, B = 4, H = 256 49 and 56).
 constexpr int64_t kRowsOfDots = 8;
+// Of a w_ih from memory only as many as read it once (H = 1024, from panels and so: LSTM T = 2 1.42
+// ms and 0.84, T = 4 1.59 and 1.49, T = 8 2.36 and 2.40, T = 12 3.11 and 3.24, T = 2, B = 2 1.52
+// and 1.34, GRU T = 4 1.02 and 0.92; AVX2, LSTM T = 2 1.57 and 1.15, T = 8 3.38 and 3.29).
+constexpr int64_t kRowsOfDotsOfMemory = 4;
 template <typename E>
-constexpr int64_t rows_of_dots(int64_t I, int64_t B) {
-  constexpr int64_t kMost = most_dots<sum_t<E>>();
+constexpr int64_t rows_of_dots(int64_t I, int64_t B, bool from_memory) {
   const int64_t vectors = I * static_cast<int64_t>(sizeof(E)) / kSimdBytes;
-  if (B == 1) return vectors < kFewestVectorsOfDots ? 0 : vectors < kMost ? vectors : kMost;
-  return B == 2 && vectors >= 2 * kFewestVectorsOfDots ? kRowsOfDots : 0;
+  if (B > 2 || vectors < kFewestVectorsOfDots * B) return 0;
+  if (from_memory) return kRowsOfDotsOfMemory;
+  if (B == 2) return kRowsOfDots;
+  return vectors < most_dots<sum_t<E>>() ? vectors : most_dots<sum_t<E>>();
 }
 // Where all steps together have up to so many bytes of sums, one product makes them, a few blocks
 // at a time, and what it reads of w_ih is packed just before, to stay in L2 (T = 25: LSTM H = 1024,
 // B = 4 13.6 ms and 12.1, H = 512 2.14 and 2.11, GRU H = 512, B = 1 0.91 and 0.89; two threads,
 // LSTM H = 1024, B = 4 14 % less, the others as before).
 constexpr int64_t kAheadAtOnce = 2 << 20;
-// The lanes of those products are units, with w_ih packed, or, where a w_ih of more than this many
-// bytes would be packed for a few rows, rows of x, with x packed instead. Packing 4 MB takes as
-// long as the products of 12 rows, which lanes without a row lose again (LSTM, I = H = 512, T =
-// 25: 1.44 ms and 1.37, T = 50 the same; GRU 1.04 and 1.08); packing 16 MB, of 24 rows (H = 1024, T
-// = 25: 7.5 ms and 6.5).
-constexpr int64_t kLanesBytes = 8 << 20;
-// Of up to kFewRowsAhead rows in all that is so from this many bytes on (LSTM I = H = 512, B = 1,
-// AVX2: T = 10 2.1 ms and 1.8, T = 25 3.02 and 2.88).
-constexpr int64_t kLanesBytesFew = 3 << 20;
-constexpr int64_t kFewRowsAhead = 32;
-// A few rows: all of them in this many blocks of lanes side by side, so that w_ih is read once
-// (I = H = 1024, B = 1: T = 50 12.2 ms and 11.5, T = 100 22.4 and 22.0; B = 8, T = 25: 20.6 and
-// 21.9),
-constexpr int kLanesAbreast = 4;
-// or in up to so many readings of a w_ih of more than this many bytes (I = H = 1536: T = 50, B = 1
-// 46 ms and 42, B = 4 74 and 68; T = 25, B = 8 57 and 53).
-constexpr int64_t kReadingsInPlace = 4;
-constexpr int64_t kReadAgainBytes = 24 << 20;
+// Of a w_ih from memory it is this many, more than of a chunk, since there are no panels of w_ih
+// then (from 2 MB on: LSTM H = 1024, T = 25, B = 8 17.7 and 16.1, B = 32 55.7 and 53.9, 33 MB of
+// scratch memory and 30).
+constexpr int64_t kAheadAtOnceOfMemory = 16 << 20;
 
 // A thread's part of w_hh of more than this many bytes comes from L3 at every step.
 constexpr int64_t kFromL3 = 5 << 19;
@@ -269,7 +265,6 @@ struct ForwardPlan {
   using T = sum_t<E>;
   // h is a state beside what `out` holds of it.
   static constexpr bool kKeepsState = Cell::kReadsPrevious && !std::is_same_v<E, T>;
-  using ProductsAhead = ProductsAsLanes<E, kLanesAbreast * Vec<T>::kLanes>;
   using Packed = PackedWeights<Cell, E>;
   // One row's step can make input products of later ones (meanwhile.h): of LSTMs and GRUs, where 32
   // registers hold the sums of both, and operands are single elements, not groups.
@@ -282,8 +277,7 @@ struct ForwardPlan {
   const ForwardArgs<E>& args;
   Neighbours neighbours;
   int64_t blocks = 0;  // of units
-  // The weights are read where they are, not from panels: w_ih by every step or, ahead of them, as
-  // dot products or with rows of x as lanes.
+  // The weights are read where they are, not from panels: w_ih by every step or ahead of them.
   bool x_in_place = false;
   bool h_in_place = false;
   bool beyond_caches = false;  // the weights do not stay in L3
@@ -293,8 +287,7 @@ struct ForwardPlan {
   bool h_from_l3 = false;      // a thread's part of w_hh comes from L3, and not from memory
   bool near = false;           // one row reads w_hh a panel at a time
   bool ahead = false;          // input products before the steps,
-  bool x_as_lanes = false;     // whose lanes are rows of x instead of units,
-  bool x_as_dots = false;      // or which are dot products with w_ih as it lies
+  bool x_as_dots = false;      // which are dot products with w_ih as it lies
   bool x_by_block = false;     // w_ih is packed a few blocks at a time, just before
   bool meanwhile = false;      // later ones made by earlier steps while those read w_hh
   int64_t steps_ahead = 0;

@@ -176,29 +176,6 @@ struct TailOfProducts {
   }
 };
 
-// The same of up to kLanesAbreast blocks of rows, from w_ih as it lies.
-template <typename Cell, typename E>
-void input_products_as_lanes(const ForwardPlan<Cell, E>& plan, int64_t rows, Range blocks) {
-  using V = Vec<sum_t<E>>;
-  using Products = typename ForwardPlan<Cell, E>::ProductsAhead;
-  constexpr int kLanes = V::kLanes;
-  const int64_t H = plan.args.shape.H;
-  const int64_t I = plan.args.shape.I;
-  Products::pack(plan.ahead_x, rows, I, plan.x_lanes);
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    Products products(lanes_of<sum_t<E>>(block, H), rows);
-    for (int g = 0; g < Cell::kGates; ++g) {
-      products.multiply(plan.args.weights.w_ih + (g * H + block * kLanes) * I, I, plan.x_lanes,
-                        false);
-      const V bias = V::load(plan.packed.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);
-      sum_t<E>* const sums = plan.ahead_sums + (block * Cell::kGates + g) * kLanes;
-      products.each_row([&](int64_t row, V sum) __attribute__((always_inline)) {
-        (bias + sum).store(sums + row * plan.ahead_stride());
-      });
-    }
-  }
-}
-
 // The same as dot products, from w_ih as it lies, gate by gate: from end to end.
 template <typename Cell, typename E>
 void input_products_in_place(const ForwardPlan<Cell, E>& plan, int64_t rows, Range blocks) {
@@ -210,7 +187,7 @@ void input_products_in_place(const ForwardPlan<Cell, E>& plan, int64_t rows, Ran
   const int64_t I = plan.args.shape.I;
   const int64_t padded = padded_rows<T>(rows);
   for (int64_t i = rows; i < padded; ++i) plan.ahead_x[i] = plan.ahead_x[rows - 1];
-  Rows products{{{plan.ahead_x, I, false}}, rows};  // w_ih is not from memory
+  Rows products{{{plan.ahead_x, I, plan.x_from_memory}}, rows};
   for (int g = 0; g < Cell::kGates; ++g) {
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const V bias = V::load(plan.packed.bias + (block * Cell::kSums + Cell::XMap::at(g)) * kLanes);

@@ -117,11 +117,22 @@ std::vector<at::Tensor> forward(const Problem& p, bool train,
 struct Gradients {
   const at::Tensor& reserve;
   at::Tensor out, hn, cn;            // given; undefined: zero
+  int64_t out_stride;                // from row to row of `out`: 0 where one row is that of all
   at::Tensor input;                  // filled
   std::array<at::Tensor, 2> states;  // filled
   std::vector<at::Tensor> params;    // filled
   SharedSteps* shared;               // gets what is left of params, or null
 };
+
+// Whether all rows of a tensor, its last dimension, are the same memory, as they are in the gradient
+// of a sum or a mean. Made contiguous it would be as large as the output.
+bool repeats_one_row(const at::Tensor& tensor) {
+  if (tensor.is_contiguous()) return false;  // also where there are no elements
+  for (int64_t i = 0; i + 1 < tensor.dim(); ++i) {
+    if (tensor.size(i) != 1 && tensor.stride(i) != 0) return false;
+  }
+  return true;
+}
 
 // Whether anything is wanted of a layer or of those below it.
 bool wanted_up_to(const Problem& p, const Gradients& g, int64_t layer) {
@@ -143,6 +154,7 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
   const E* const kept = data<E>(g.reserve);
   at::Tensor between[2];  // gradients of the outputs of inner layers
   const T* grad_out = data<T>(g.out);
+  int64_t grad_out_stride = g.out_stride;
   for (int64_t layer = p.L - 1; layer >= 0 && wanted_up_to(p, g, layer); --layer) {
     T* grad_x = nullptr;
     if (layer == 0) {
@@ -168,7 +180,7 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       args.out_stride = width;
       if (p.traits.saved > 0) args.gates = sums_at(kept, p.gates_offset(layer, direction));
       args.grad_out = grad_out != nullptr ? grad_out + direction * O : nullptr;
-      args.grad_out_stride = width;
+      args.grad_out_stride = grad_out_stride;
       args.grad_hn = slice(data<T>(g.hn), group, p.B, O);
       args.grad_x = grad_x;
       args.add_to_grad_x = direction > 0 && grad_x != nullptr;
@@ -189,6 +201,7 @@ void run_backward(const Problem& p, const Kernels<E>& run, Gradients& g) {
       if (p.P > 0) args.grad_w_hr = mutable_data<T>(g.params[i++]);
     }
     grad_out = grad_x;
+    grad_out_stride = width;
   }
   const int layers = static_cast<int>(static_cast<int64_t>(all.size()) / p.D);
   if (layers > 0) run.backward(p.kind, all.data(), layers, static_cast<int>(p.D), torch_threads());
@@ -218,7 +231,7 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
   p.check(reserve, {p.reserve_size()}, p.operand, "reserve");
   const auto reserve_contiguous = reserve.expect_contiguous();
 
-  Gradients g{*reserve_contiguous, {}, {}, {}, {}, {}, {}, shared};
+  Gradients g{*reserve_contiguous, {}, {}, {}, p.D * p.hidden(), {}, {}, {}, shared};
   const auto given = [&](size_t i, at::IntArrayRef sizes, const char* name) {
     const std::optional<at::Tensor> grad = grads.get(i);
     if (!grad.has_value() || !grad->defined()) return at::Tensor();
@@ -226,7 +239,12 @@ std::vector<at::Tensor> backward(const Problem& p, const OptionalTensors& grads,
     // The dispatcher resolves these two kinds of lazy tensors in all arguments but lists of
     // optional ones.
     if (grad->_is_zerotensor()) return at::Tensor();
-    return grad->resolve_neg().to(p.compute).contiguous();
+    at::Tensor rows = *grad;
+    if (i == 0 && repeats_one_row(rows)) {
+      rows = rows.as_strided({rows.size(-1)}, {rows.stride(-1)});
+      g.out_stride = 0;
+    }
+    return rows.resolve_neg().to(p.compute).contiguous();
   };
   size_t next = 0;
   g.out = given(next++, p.output_sizes(), "gradient of output");

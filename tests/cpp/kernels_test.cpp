@@ -813,16 +813,17 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::gru, 4, 2, 3, 1500, 0, true, true, false, false, 2});
   all.push_back({CellKind::rnn_tanh, 4, 2, 3, 2100, 0, true, true, true, true, 1});
   all.push_back({CellKind::lstm, 3, 1, 3, 900, 0, true, true, false, false, 2});
-  // Input products whose lanes are rows of x: partly filled, dense and packed, with a projection,
-  // in several readings of w_ih (vectors of up to 32 bytes).
+  // w_ih from memory: dot products of up to four rows, dense and packed, by threads; input products
+  // of all steps at once, with a projection too.
+  all.push_back({CellKind::lstm, 4, 1, 2100, 257, 0, true, true, false, false, 1});
+  all.push_back({CellKind::gru, 3, 1, 2701, 261, 0, true, false, false, true, 2});
+  all.push_back({CellKind::rnn_tanh, 2, 2, 4300, 509, 0, true, true, true, false, 3});
   all.push_back({CellKind::lstm, 5, 1, 2100, 257, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 9, 3, 2701, 261, 0, true, false, true, false, 2});
-  all.push_back({CellKind::rnn_tanh, 4, 2, 4300, 509, 0, true, true, false, true, 3});
   all.push_back({CellKind::rnn_relu, 4, 2, 4300, 509, 0, false, false, true, true, 1});
   all.push_back({CellKind::lstm, 10, 4, 2100, 257, 40, true, false, false, false, 2});
-  all.push_back({CellKind::lstm, 7, 3, 6203, 257, 0, true, true, true, true, 2});
-  // Large weights, one row, up to 16 steps: w_hh in place, input products ahead, by units and with
-  // rows of x as lanes; few steps with a projection, units divided between threads.
+  // Large weights, one row, up to 16 steps: w_hh in place, input products ahead, from panels and as
+  // dot products; few steps with a projection, units divided between threads.
   all.push_back({CellKind::gru, 16, 1, 130, 380, 0, true, true, true, true, 1});
   all.push_back({CellKind::lstm, 9, 1, 640, 310, 0, true, true, false, false, 2});
   all.push_back({CellKind::lstm, 4, 1, 120, 210, 120, true, true, false, true, 2});
