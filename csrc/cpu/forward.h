@@ -154,6 +154,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   plan.x_from_memory = comes_from_memory<E>(kGates * H, I);
   plan.h_from_memory = comes_from_memory<E>(kGates * H, O);
   plan.h_from_l3 = hh_bytes > kFromL3 * wanted.units && !plan.h_from_memory;
+  const bool few_steps = few_steps_of_rows<T>(shape.T, shape.B, plan.beyond_caches);
   if (args.packed == nullptr) {
     const auto element = static_cast<int64_t>(sizeof(E));
     const bool h_lines = O * element % kCacheLine == 0;
@@ -162,8 +163,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
                               h_lines && I * element % kCacheLine == 0,
                               plan.x_from_memory || plan.h_from_memory};
     plan.x_in_place = (shape.T == 1 && shape.B <= rows_in_place<T>(both)) ||
-                      (shape.B == 1 && shape.T <= kStepsInPlace) ||
-                      few_steps_of_rows<T>(shape.T, shape.B, plan.beyond_caches);
+                      (shape.B == 1 && shape.T <= kStepsInPlace) || few_steps;
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place<Cell>(hh) ||
                                              (shares_memory && hh_bytes > kInPlaceOfThreads)));
@@ -175,7 +175,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
   // those products themselves.
   plan.x_as_dots = args.packed == nullptr && wanted.rows == 1 && !neighbours.has_before() &&
                    !(from_panels_meanwhile && !plan.h_in_place) && shape.T > 1 &&
-                   shape.T * shape.B <= rows_of_dots<E>(I, shape.B, plan.x_from_memory);
+                   shape.T * shape.B <= rows_of_dots<E>(I, shape.B, plan.x_from_memory, few_steps);
   plan.ahead = plan.x_as_dots || (!plan.x_in_place && shape.T > 1 &&
                                   (plan.beyond_caches ? thread_rows <= kRowsAheadOfMemory
                                                       : thread_rows <= kRowsAhead && !few));

@@ -188,37 +188,49 @@ constexpr int64_t kStepsMeanwhile = 4;
 constexpr int64_t kFewestMeanwhile = 160 << 10;
 constexpr int64_t kFewestOfThreadsMeanwhile = 288 << 10;
 constexpr int64_t kMostMeanwhile = 840 << 10;
-// One row, or two, of few steps: all input products are made ahead, as dot products with w_ih in
-// place, which read it once for all of them and pack nothing. A sum of lanes costs the more, the
-// fewer elements it is of: there may be as many rows as a row of w_ih has vectors of kSimdBytes,
-// and up to most_dots (B = 1, us, step by step or from panels, and so: LSTM H = 512, T = 2 163 and
-// 124, T = 4 309 and 196, T = 10 533 and 462, T = 16 770 and 760, T = 25 the same; H = 256, T = 2
-// 37 and 32, T = 4 67 and 46, T = 8 91 and 80, T = 16 155 and 142, T = 25 the same; H = 192, T = 16
-// 78 and 76; H = 128, T = 4 14.2 and 12.4, T = 8 22.6 and 21.5, T = 12 the same; H = 64, T = 2 to 8
-// up to 4 % slower; I = 512, H = 64, T = 12 30.0 and 22.5; GRU H = 256, T = 4 49 and 33, T = 8 64
-// and 57; RNN T = 4 12.1 and 10.5, T = 16 36.6 and 35.0; bfloat16, LSTM T = 4 43 and 36; float64 H
-// = 256, T = 4 146 and 108, T = 12 284 and 276, H = 128, T = 16 75 and 76; AVX2, H = 256, T = 4 83
-// and 62, T = 8 118 and 112, T = 12 162 and 165),
-template <typename T>
-constexpr int64_t most_dots() {
-  return Vec<T>::kLanes < 16 ? 8 : 16;
-}
+// Few steps: all input products are made ahead, as dot products with w_ih in place, which read it
+// once for all rows of all steps and pack nothing. A sum of lanes costs the more, the fewer
+// elements it is of: there may be one and a half times as many rows as a row of w_ih has vectors of
+// kSimdBytes, and no more than it takes to pack w_ih (us, step by step or from panels, and so; B =
+// 1: LSTM H = 512, T = 2 163 and 124, T = 4 309 and 196, T = 10 533 and 462, T = 20 944 and 912, T
+// = 25 the same, T = 32 1547 and 1701; H = 256, T = 4 67 and 46, T = 16 155 and 142, T = 25 the
+// same; H = 128, T = 4 14.2 and 12.4, T = 12 the same; H = 64, T = 2 to 8 up to 4 % slower; I =
+// 512, H = 64, T = 12 30.0 and 22.5; GRU H = 256, T = 4 49 and 33; RNN T = 4 12.1 and 10.5;
+// bfloat16, LSTM T = 4 43 and 36; more sequences: H = 512, T = 4, B = 2 378 and 285, B = 8 811 and
+// 657, T = 8, B = 2 557 and 512, B = 4 737 and 699, T = 12, B = 4 985 and 1063, T = 2, B = 16 694
+// and 574; H = 300, T = 5, B = 3 167 and 153; H = 256, T = 10, B = 2 150 and 140, T = 16, B = 4 322
+// and 357; H = 128, T = 4, B = 3 27 and 25, T = 8, B = 4 48 and 51; GRU H = 512, T = 8, B = 4 565
+// and 512; bfloat16, LSTM T = 4, B = 2 186 and 162; two threads, T = 4, B = 8 404 and 336). With 8
+// lanes as many as there are vectors, up to 8, of one sequence or two (AVX2, H = 256, B = 1, T = 4
+// 83 and 62, T = 8 118 and 112, T = 12 162 and 165, H = 512, T = 4, B = 2 536 and 488, B = 4 865
+// and 880; float64 H = 256, B = 1, T = 4 146 and 108, T = 12 284 and 276).
 constexpr int64_t kFewestVectorsOfDots = 8;
-// or kRowsOfDots of two sequences, of twice as many vectors (T = 2, LSTM H = 256 40 and 37, H = 512
-// 164 and 136, T = 4, H = 256 86 and 74, GRU H = 512 284 and 222; T = 8 505 and 557; more sequences
-// share the loads of w_ih anyway: T = 2, B = 4, H = 256 49 and 56).
-constexpr int64_t kRowsOfDots = 8;
-// Of a w_ih from memory only as many as read it once (H = 1024, from panels and so: LSTM T = 2 1.42
-// ms and 0.84, T = 4 1.59 and 1.49, T = 8 2.36 and 2.40, T = 12 3.11 and 3.24, T = 2, B = 2 1.52
-// and 1.34, GRU T = 4 1.02 and 0.92; AVX2, LSTM T = 2 1.57 and 1.15, T = 8 3.38 and 3.29).
-constexpr int64_t kRowsOfDotsOfMemory = 4;
+constexpr int64_t kMostDotsOfOne = 24;
+constexpr int64_t kMostDots = 32;
+constexpr int64_t kMostDotsNarrow = 8;
+// Of a w_ih from memory one sequence of no more than 4 steps, or 16 rows of more (H = 1024, ms:
+// LSTM B = 1, T = 2 1.42 and 0.84, T = 4 1.59 and 1.34, T = 8 2.36 and 2.40, T = 12 3.11 and 3.24;
+// T = 4, B = 2 3.63 and 3.20, B = 4 the same, B = 8 4.38 and 5.08, T = 2, B = 8 3.52 and 3.20;
+// AVX2, B = 1, T = 2 1.57 and 1.15, T = 8 3.38 and 3.29).
+constexpr int64_t kMostDotsOfOneFromMemory = 4;
+constexpr int64_t kMostDotsFromMemory = 16;
+// Where steps of several rows would read w_ih in place anyway, its loads are shared by the rows of
+// a step: only of two sequences, and of twice as many vectors (T = 2, B = 2, LSTM H = 256 40 and
+// 37, H = 512 164 and 136; B = 4, H = 256 49 and 56).
 template <typename E>
-constexpr int64_t rows_of_dots(int64_t I, int64_t B, bool from_memory) {
+constexpr int64_t rows_of_dots(int64_t I, int64_t B, bool from_memory, bool in_place_anyway) {
+  constexpr bool kWide = Vec<sum_t<E>>::kLanes == 16;
   const int64_t vectors = I * static_cast<int64_t>(sizeof(E)) / kSimdBytes;
-  if (B > 2 || vectors < kFewestVectorsOfDots * B) return 0;
-  if (from_memory) return kRowsOfDotsOfMemory;
-  if (B == 2) return kRowsOfDots;
-  return vectors < most_dots<sum_t<E>>() ? vectors : most_dots<sum_t<E>>();
+  const bool few = in_place_anyway || !kWide;
+  if (B > 2 && few) return 0;
+  if (vectors < kFewestVectorsOfDots * (B == 2 && few ? 2 : 1)) return 0;
+  const bool several = B > 1 && kWide;
+  const int64_t most = from_memory ? (several ? kMostDotsFromMemory : kMostDotsOfOneFromMemory)
+                       : !kWide    ? kMostDotsNarrow
+                       : several   ? kMostDots
+                                   : kMostDotsOfOne;
+  const int64_t rows = kWide ? vectors * 3 / 2 : vectors;
+  return rows < most ? rows : most;
 }
 // Where all steps together have up to so many bytes of sums, one product makes them, a few blocks
 // at a time, and what it reads of w_ih is packed just before, to stay in L2 (T = 25: LSTM H = 1024,
