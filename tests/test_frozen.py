@@ -121,6 +121,7 @@ def test_cell(kind: str, shape: tuple[int, int, int], bias: bool, dtype: torch.d
         (2, 7, 100, 150),
         (3, 3, 60, 200),
         (30, 1, 40, 192),
+        (700, 4, 2800, 257),  # input products in chunks
     ],
     ids=str,
 )

@@ -199,6 +199,27 @@ def test_gradients_that_repeat_one_row(kind: str, how: str, dtype: torch.dtype) 
             assert torch.equal(repeated, expected)
 
 
+# Input products of all steps at once (2 to 16 MB of them), and in chunks.
+@pytest.mark.parametrize("steps", [160, 1200])
+@pytest.mark.parametrize(
+    ("kind", "I", "H"), [("LSTM", 2100, 257), ("GRU", 2800, 300), ("RNN_TANH", 2200, 1000)]
+)
+def test_many_steps_of_weights_from_memory(kind: str, I: int, H: int, steps: int) -> None:  # noqa: E741
+    case = Case(kind, steps, 4, I, H)
+    layer = case.module(fused_rnn, torch.float32)
+    theirs = case.module(torch.nn, torch.float32)
+    theirs.load_state_dict(layer.state_dict())
+    x, states = case.tensors(torch.float32)
+    results = []
+    for module in (layer, theirs):
+        leaves = [x.requires_grad_(), *module.parameters()]
+        output = flatten(module(x, case.hx_of(states)))
+        gradients = torch.autograd.grad(sum(r.square().sum() for r in output), leaves)
+        results.append([*output, *gradients])
+    for one, other in zip(*results, strict=True):
+        assert_close("result or gradient", one, other, 2e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_layout_of_results_is_torchs(kind: str, batch_first: bool) -> None:

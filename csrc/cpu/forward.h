@@ -184,6 +184,8 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     const int64_t at_once = plan.x_from_memory ? kAheadAtOnceOfMemory : kAheadAtOnce;
     plan.steps_ahead = (plan.x_from_memory ? kAheadSumsOfMemory : kAheadSums) / step_bytes;
     if (plan.steps_ahead < kFewestAhead) plan.steps_ahead = kFewestAhead;
+    // The last chunk reads w_ih as well: chunks of about even size.
+    if (plan.x_from_memory) plan.steps_ahead = even_chunks(shape.T, plan.steps_ahead);
     if (plan.x_as_dots) plan.x_in_place = true;
     plan.x_by_block = args.packed == nullptr && !plan.x_in_place && wanted.rows == 1 &&
                       !neighbours.has_before() && shape.T * step_bytes <= at_once;

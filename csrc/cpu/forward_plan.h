@@ -53,12 +53,12 @@ constexpr bool are_lanes(const WeightsInPlace& w, int64_t rows) {
 // and 54, 99 and 90, H = 512 296 and 165, 296 and 180, 471 and 324; T = 3, B = 2 and 4 H = 128 18.9
 // and 14.7, 24.2 and 19.6, H = 512 325 and 241, 335 and 267; B = 6, H = 256 109 and 115; T = 4, B =
 // 2 to 4, H = 256 2 to 9 % slower; H = 64, T = 2, B = 2 6.2 and 5.3, B = 8 9.0 and 9.5; I = 2048, H
-// = 256, T = 2, B = 4 377 and 271). Weights from memory come no faster the second time, and
-// products whose lanes are rows of x read w_ih once for all steps: there two rows only (T = 2, B =
-// 2 and 4, ms, LSTM H = 1024 2.39 and 1.43, 2.56 and 2.01, I = 4096, H = 512 2.19 and 1.65, 2.17
-// and 3.02; T = 3, H = 1024 2.55 and 2.05, 2.83 and 3.13). So it is with 8 lanes or fewer (AVX2,
-// us, LSTM H = 256, T = 2, B = 2 83 and 65, B = 8 165 and 189, T = 3, B = 2 96 and 95, B = 4 139
-// and 149; float64 with AVX-512, H = 128, T = 2, B = 2 32 and 25, B = 4 38 both).
+// = 256, T = 2, B = 4 377 and 271). Weights from memory come no faster the second time: there two
+// rows only (T = 2, B = 2 and 4, ms, when products ahead had rows of x as lanes, LSTM H = 1024 2.39
+// and 1.43, 2.56 and 2.01, I = 4096, H = 512 2.19 and 1.65, 2.17 and 3.02; T = 3, H = 1024 2.55 and
+// 2.05, 2.83 and 3.13; now more make them as dot products, below). So it is with 8 lanes or fewer
+// (AVX2, us, LSTM H = 256, T = 2, B = 2 83 and 65, B = 8 165 and 189, T = 3, B = 2 96 and 95, B = 4
+// 139 and 149; float64 with AVX-512, H = 128, T = 2, B = 2 32 and 25, B = 4 38 both).
 template <typename T>
 constexpr bool few_steps_of_rows(int64_t steps, int64_t B, bool beyond_caches) {
   if (B == 1 || steps == 1 || steps > 3) return false;
@@ -176,6 +176,11 @@ constexpr int64_t kAheadSums = 512 << 10;
 constexpr int64_t kAheadSumsOfMemory = 8 << 20;
 // and the fewest steps that make such a product worth while.
 constexpr int64_t kFewestAhead = 8;
+// Of so many steps in chunks of at most `most` those of a chunk, where all chunks are about even.
+constexpr int64_t even_chunks(int64_t steps, int64_t most) {
+  const int64_t chunks = (steps + most - 1) / most;
+  return (steps + chunks - 1) / chunks;
+}
 // One row of an LSTM or a GRU makes the products of the first so many steps before all, and those
 // of the next so many each time while steps read w_hh (meanwhile.h),
 constexpr int64_t kStepsMeanwhile = 4;
@@ -208,15 +213,15 @@ constexpr int64_t kFewestVectorsOfDots = 8;
 constexpr int64_t kMostDotsOfOne = 24;
 constexpr int64_t kMostDots = 32;
 constexpr int64_t kMostDotsNarrow = 8;
-// Of a w_ih from memory one sequence of no more than 4 steps, or 16 rows of more (H = 1024, ms:
+// Of a w_ih from memory 4 rows, or, with 16 lanes, 16 of several sequences (H = 1024, ms:
 // LSTM B = 1, T = 2 1.42 and 0.84, T = 4 1.59 and 1.34, T = 8 2.36 and 2.40, T = 12 3.11 and 3.24;
 // T = 4, B = 2 3.63 and 3.20, B = 4 the same, B = 8 4.38 and 5.08, T = 2, B = 8 3.52 and 3.20;
 // AVX2, B = 1, T = 2 1.57 and 1.15, T = 8 3.38 and 3.29).
-constexpr int64_t kMostDotsOfOneFromMemory = 4;
+constexpr int64_t kDotsFromMemory = 4;
 constexpr int64_t kMostDotsFromMemory = 16;
-// Where steps of several rows would read w_ih in place anyway, its loads are shared by the rows of
-// a step: only of two sequences, and of twice as many vectors (T = 2, B = 2, LSTM H = 256 40 and
-// 37, H = 512 164 and 136; B = 4, H = 256 49 and 56).
+// With 8 lanes, and where steps of several rows would read w_ih in place anyway, sharing its loads,
+// that is so of no more than two sequences, and of twice as many vectors (T = 2, B = 2, LSTM H =
+// 256 40 and 37, H = 512 164 and 136; B = 4, H = 256 49 and 56).
 template <typename E>
 constexpr int64_t rows_of_dots(int64_t I, int64_t B, bool from_memory, bool in_place_anyway) {
   constexpr bool kWide = Vec<sum_t<E>>::kLanes == 16;
@@ -225,7 +230,7 @@ constexpr int64_t rows_of_dots(int64_t I, int64_t B, bool from_memory, bool in_p
   if (B > 2 && few) return 0;
   if (vectors < kFewestVectorsOfDots * (B == 2 && few ? 2 : 1)) return 0;
   const bool several = B > 1 && kWide;
-  const int64_t most = from_memory ? (several ? kMostDotsFromMemory : kMostDotsOfOneFromMemory)
+  const int64_t most = from_memory ? (several ? kMostDotsFromMemory : kDotsFromMemory)
                        : !kWide    ? kMostDotsNarrow
                        : several   ? kMostDots
                                    : kMostDotsOfOne;

@@ -131,7 +131,7 @@ struct BackwardArgs {
   int64_t out_stride;
   const T* gates;
   const T* cells;
-  const T* grad_out;  // [N, O], rows grad_out_stride apart, optional: zeros
+  const T* grad_out;  // [N, O], rows grad_out_stride apart (0: all are one), optional: zeros
   int64_t grad_out_stride;
   const T* grad_hn;  // [B, O], optional: zeros
   const T* grad_cn;  // [B, H], optional: zeros

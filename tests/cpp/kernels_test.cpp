@@ -814,7 +814,8 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::rnn_tanh, 4, 2, 3, 2100, 0, true, true, true, true, 1});
   all.push_back({CellKind::lstm, 3, 1, 3, 900, 0, true, true, false, false, 2});
   // w_ih from memory: dot products of up to four rows of one sequence and 16 of several, dense and
-  // packed, by threads; input products of all steps at once, with a projection too.
+  // packed, by threads; input products of all steps at once, with a projection too (more steps, and
+  // chunks: tests/test_layers.py).
   all.push_back({CellKind::lstm, 4, 1, 2100, 257, 0, true, true, false, false, 1});
   all.push_back({CellKind::gru, 3, 1, 2701, 261, 0, true, false, false, true, 2});
   all.push_back({CellKind::rnn_tanh, 2, 2, 4300, 509, 0, true, true, true, false, 3});
@@ -876,8 +877,8 @@ std::vector<Shape> shapes() {
   all.push_back({CellKind::lstm, 3, 4, 1600, 13, 0, true, true, true, false, 2});
   all.push_back({CellKind::lstm, 2, 6, 20, 90, 37, true, true, true, true, 2});
   // Input products of few steps of few rows as dot products ahead of them: rows of whole vectors
-  // and not, w_hh in place and from panels, threads with different units, from zeros, as many as
-  // may be and one more, packed.
+  // and not, w_hh in place and from panels, threads with different units, from zeros, packed, in
+  // float as many as may be and one more, in bfloat16 of several sequences.
   for (const CellKind kind : {CellKind::lstm, CellKind::gru, CellKind::rnn_tanh}) {
     all.push_back({kind, 2, 1, 128, 67, 0, true, true, false, false, 1});
     all.push_back({kind, 7, 1, 137, 83, 0, true, true, false, true, 2});
@@ -886,8 +887,9 @@ std::vector<Shape> shapes() {
     all.push_back({kind, 4, 2, 256, 130, 0, true, true, false, false, 2});
     all.push_back({kind, 4, 8, 512, 40, 0, true, true, false, true, 2});
     all.push_back({kind, 11, 3, 512, 33, 0, true, false, false, false, 1});
-    all.push_back({kind, 5, 7, 350, 50, 0, true, true, true, false, 1});
+    all.push_back({kind, 5, 6, 350, 50, 0, true, true, true, false, 1});
     all.push_back({kind, 24, 1, 257, 64, 0, true, true, false, false, 1});
+    all.push_back({kind, 4, 5, 700, 40, 0, true, true, true, false, 1});
   }
   all.push_back({CellKind::lstm, 6, 1, 150, 90, 37, true, true, false, true, 2});
   // One step of many rows in place: all rows of weights whole cache lines, in one type or in all.
