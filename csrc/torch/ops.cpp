@@ -124,8 +124,8 @@ struct Gradients {
   SharedSteps* shared;               // gets what is left of params, or null
 };
 
-// Whether all rows of a tensor, its last dimension, are the same memory, as they are in the gradient
-// of a sum or a mean. Made contiguous it would be as large as the output.
+// Whether all rows of a tensor, its last dimension, are the same memory, as they are in the
+// gradient of a sum or a mean. Made contiguous it would be as large as the output.
 bool repeats_one_row(const at::Tensor& tensor) {
   if (tensor.is_contiguous()) return false;  // also where there are no elements
   for (int64_t i = 0; i + 1 < tensor.dim(); ++i) {
