@@ -24,9 +24,7 @@ constexpr int64_t rows_of_chunks(int64_t N, int64_t B, int64_t most) {
   if (most < B) most = B;
   if (N <= most) return N;
   const int64_t whole = most / B * B;  // of steps
-  const int64_t chunks = (N + whole - 1) / whole;
-  const int64_t even = (N + chunks - 1) / chunks;
-  return (even + B - 1) / B * B;
+  return (even_chunks(N, whole) + B - 1) / B * B;
 }
 
 // Where one row of a step reads and writes.

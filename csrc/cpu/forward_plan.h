@@ -176,11 +176,6 @@ constexpr int64_t kAheadSums = 512 << 10;
 constexpr int64_t kAheadSumsOfMemory = 8 << 20;
 // and the fewest steps that make such a product worth while.
 constexpr int64_t kFewestAhead = 8;
-// Of so many steps in chunks of at most `most` those of a chunk, where all chunks are about even.
-constexpr int64_t even_chunks(int64_t steps, int64_t most) {
-  const int64_t chunks = (steps + most - 1) / most;
-  return (steps + chunks - 1) / chunks;
-}
 // One row of an LSTM or a GRU makes the products of the first so many steps before all, and those
 // of the next so many each time while steps read w_hh (meanwhile.h),
 constexpr int64_t kStepsMeanwhile = 4;

@@ -1,4 +1,4 @@
-// Walks the steps of a dense or packed sequence in either direction.
+// Walks the steps of a dense or packed sequence in either direction, and divides them into chunks.
 
 struct Step {
   int64_t t;
@@ -46,3 +46,9 @@ class Steps {
   bool rising_;
   Step now_;
 };
+
+// How many of `count` steps or rows a chunk of at most `most` has where all chunks are about even.
+constexpr int64_t even_chunks(int64_t count, int64_t most) {
+  const int64_t chunks = (count + most - 1) / most;
+  return (count + chunks - 1) / chunks;
+}
