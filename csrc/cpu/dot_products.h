@@ -1,4 +1,5 @@
-// Products with the weights as they lie, in torch's layout: of rows of both, along k.
+// Products with the weights as they lie, in torch's layout: of rows of both, along k. What the
+// choices here were measured to give is in csrc/DECISIONS.md, "Weights read in place".
 
 // Products of R rows x and kLanes / R rows of weights that follow each other, each summed in a
 // register of its own, lane by lane.
@@ -8,12 +9,9 @@ struct DotProducts {
   using V = Vec<sum_t<E>>;
   static constexpr int kAbreast = V::kLanes / R;
   // The rows of weights that are read together, and how many vectors (kRun) of each on end where
-  // they do not come in turns. With AVX-512 single rows come faster from L2 that way (LSTMCell H =
-  // 128 7.3 us and 6.0, H = 512 98 and 83); with AVX2 H = 512 takes 94 us and 102.
+  // they do not come in turns: with AVX-512 single rows come faster from L2 that way.
   static constexpr int kRead = kAbreast < 8 ? kAbreast : 8;
-  // Of single rows from L3, step after step, so many (T = 25, LSTM H = 512 1180 us and 1130, H =
-  // 640 1.70 ms and 1.62, GRU H = 512 812 us and 803, RNN H = 768, T = 30 696 and 685; of 2.3 MB,
-  // LSTM H = 384, the same, of 16 MB 10 % slower).
+  // Of single rows from L3, step after step, so many.
   static constexpr int kReadFromL3 = kRead < 4 || sizeof(V) < 64 ? kRead : 4;
   static constexpr int kRun = R == 1 && sizeof(V) == 64 ? 4 : 1;
 
@@ -25,13 +23,9 @@ struct DotProducts {
   }
 
   // sum[r][j] += w[j] x[r] for the first n rows of w; K long. In turns (tile.h) where weights are
-  // read at every step of a sequence, forth and back (H = 512, T = 25 1310 us and 1240), or by rows
-  // that share a load (LSTMCell H = 128, B = 8 15.0 and 13.4, H = 512, B = 8 200 and 175; AVX2 26.2
-  // and 23.1, 367 and 322); of one row, one step, it is as fast or up to 10 % slower. kRowsOfW
-  // rows of w are read together. kCalls: for the rows of w that come next, of weights from memory.
-  // Those of four x are read only four abreast, too few for the processor to fetch them in time
-  // (LSTMCell, B = 4, H = 768 405 us and 346, H = 1024 1210 and 980, H = 1536 3680 and 2980; B = 2,
-  // eight abreast, 0 to 15 % slower, H = 512, in L3, 5 %).
+  // read at every step of a sequence, forth and back, or by rows that share a load. kRowsOfW rows
+  // of w are read together. kCalls: for the rows of w that come next, of weights from memory; those
+  // of four x are read only four abreast, too few for the processor to fetch them in time.
   template <bool kInTurns = (R > 1), bool kCalls = false, int kRowsOfW = kRead>
   FUSED_RNN_INLINE void add(const E* w, int n, const E* const* x, int64_t K) {
 #pragma GCC unroll 16
@@ -110,9 +104,7 @@ struct RowsOfOperand {
 
 // Products of rows with the weights of kLanes units, of one operand or of two that add up. Rows
 // pass by a few of the weights' rows, forth and back in turn: of what L1 cannot hold it then has
-// the last when that comes first (I = H = 512: 24 rows 209 us and 195, 32 rows 276 and 253), and
-// each weight is read from beyond L1 once (LSTM, H = 512, B = 8, rows as the outer loop and as the
-// inner 173 us and 153).
+// the last when that comes first, and each weight is read from beyond L1 once.
 template <typename E, int kOperands>
 struct RowsInPlace {
   using T = sum_t<E>;
@@ -127,10 +119,7 @@ struct RowsInPlace {
   // each other.
   //
   // Rows that are left of fours share loads as well, and three of them may go as four, the last one
-  // twice (LSTMCell, us: 16 lanes, H = 512, B = 2 121 and 92, B = 3 168 and 98, B = 7 213 and 163;
-  // 8 lanes, B = 2 130 and 113, B = 3 171 and 149, as four 187, B = 6 263 and 275; float64 with
-  // AVX-512, H = 256, B = 2 54 and 46, B = 7 as eight 98 and 110; AVX2, H = 1024, from memory, B =
-  // 3 one by one 1250, as four 770).
+  // twice, where that is faster: with 16 lanes, or of weights from memory.
   void add(const E* const (&w)[kOperands], int n, T* to, int64_t stride) {
     constexpr int kAbreast = DotProducts<kRows, E>::kAbreast;
     const bool pairs = kLanes == 16 || rows < kRows;

@@ -30,6 +30,8 @@
 #include "cpu/dot_products.h"
 #include "cpu/rows_as_lanes.h"
 //
+#include "cpu/forward_rules.h"
+//
 #include "cpu/forward_plan.h"
 //
 #include "cpu/forward_step.h"

@@ -5,7 +5,7 @@
 // k, then one of the tile's. (A loop of nothing else, LSTM H = 128, ns a step: apart 1670; in turns
 // 1400, with two registers for each of the row's sums 1530; four k unrolled, so that each load has
 // a steady distance, 1450 to 1470; eight k, then two of the tile 2250. Layers are in
-// csrc/README.md.)
+// csrc/DECISIONS.md.)
 template <typename Cell, typename E>
 class ProductsMeanwhile {
   using T = sum_t<E>;

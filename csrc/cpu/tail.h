@@ -7,7 +7,7 @@
 // is none or where it would not pay. Spreading the sums costs as much as the products of some
 // vectors: of a 32nd of all (AVX-512, float, gate by gate and as a tail, us: LSTM T = 35, B = 20, H
 // = 100 548 and 505; B = 16, T = 50, H = 200, a 26th 2217 and 2177; T = 20, B = 32, H = 300, a 76th
-// 3804 and 3857; more of them in csrc/README.md), and more latency than it saves where all units
+// 3804 and 3857; more of them in csrc/DECISIONS.md), and more latency than it saves where all units
 // are one block, or two blocks and one row (T = 50: B = 64, H = 10 126 and 137; H = 20, B = 1 7.8
 // and 8.5, B = 2 12.6 and 12.1, B = 32 113 and 100). Other types were not timed.
 template <typename T>

@@ -89,18 +89,13 @@ class InTurns {
   int64_t way_ = kUnit;
 };
 
-// Products of up to so many rows, and at least so deep, go through k in turns (T = 100, B = 1: LSTM
-// H = 128 206 us and 201, H = 256 877 and 789, H = 512 4530 and 4300, GRU H = 256 584 and 548, RNN
-// 213 and 194; B = 2, LSTM H = 128 150 and 138; T = 50, H = 256, B = 3 794 and 778, B = 4 929 and
-// 915, B = 7, tiles of 4 and 3 rows, 2101 and 1664, GRU 1400 and 1288; B = 1, less deep: up to 6 %
-// slower; AVX2, LSTM H = 256, B = 1 657 and 622, B = 3 1348 and 1980).
+// Products of up to so many rows, and at least so deep, go through k in turns (less deep ones are
+// up to 6 % slower by it).
 constexpr int kMostInTurns = kSimdBytes == 64 ? 4 : 2;
 constexpr int64_t kLongInTurns = 128;
 // Not so where the right-hand operand comes from memory, as one of more than this many bytes does
 // in part (of 8 to 10 MB LSTMs lose 2 %, GRUs gain 5): there the processor's guesses are what
-// fetches it in time (Zen 5, T = 50, B = 1, in turns and not: LSTM H = 1536 32.2 ms and 27.3, H =
-// 1200 14.8 and 13.5, H = 1024 9.30 and 9.01, H = 768, 9 MB, 4.67 and 4.76, GRU H = 1536 21.3
-// and 17.7, H = 896, 10 MB, 5.07 and 4.84; T = 1, LSTM H = 1536 0.56 and 0.42).
+// fetches it in time.
 constexpr int64_t kFromMemory = 8 << 20;
 
 // Whether an operand of so many columns, K deep, does.
