@@ -80,12 +80,16 @@ struct Work {
 // and gives each thread its own part of the weights (H = 1024, B = 32, two threads: 42 ms against
 // 54 by rows; H = 512, B = 32: 8.5 against 8.9).
 //
+// Of fewer rows a thread each takes longer, as if there were one more, and of one it is the reading
+// of the weights that takes long: that is compared with what the barriers cost (csrc/DECISIONS.md).
+//
 // A single step has no such barrier, and divided by rows every thread would fetch the panels that
 // the others have just packed from their caches (LSTMCell H = 128, two threads: B = 32 26 us
 // against 31 by rows, B = 16 18 against 25).
 template <typename Cell, typename E>
 Split split_work(const SequenceShape& shape, int limit) {
   constexpr double kWorthABarrier = 4e4;      // multiply-adds of a step for each thread
+  constexpr double kBarrier = 3e4;            // what a barrier costs for each thread, in those
   constexpr double kSharedWeights = 3 << 20;  // bytes
   const Work work = Work::of<Cell>(shape);
   const auto at_most = [](int threads, double most) {
@@ -96,9 +100,15 @@ Split split_work(const SequenceShape& shape, int limit) {
   const int by_rows = at_most(count, static_cast<double>(shape.B));
   const int by_units = at_most(at_most(count, static_cast<double>(blocks_of<sum_t<E>>(shape.H))),
                                work.step / kWorthABarrier);
-  const bool full_tiles = shape.B >= kTileRows * static_cast<int64_t>(count) &&
-                          work.weights * sizeof(E) <= kSharedWeights;
-  const bool single_step = shape.T == 1 && by_units == count;
-  if ((full_tiles && !single_step) || by_units == 1) return {by_rows, 1};
+  if (by_units == 1) return {by_rows, 1};
+  const bool single_step = shape.T == 1;
+  if (work.weights * sizeof(E) > kSharedWeights || (single_step && by_units == count))
+    return {1, by_units};
+  const int64_t rows = (shape.B + by_rows - 1) / by_rows;
+  const double step_by_rows = (rows > 1 ? static_cast<double>(rows + 1) : 2.5) * work.weights;
+  const double step_by_units =
+      static_cast<double>(shape.B + 1) * work.weights / by_units + kBarrier * by_units;
+  const bool full_tiles = shape.B >= kTileRows * static_cast<int64_t>(count);
+  if (full_tiles || (!single_step && step_by_rows <= step_by_units)) return {by_rows, 1};
   return {1, by_units};
 }
