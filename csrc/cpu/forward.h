@@ -167,7 +167,9 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     plan.h_in_place =
         plan.x_in_place || (shape.B == 1 && (shape.T <= steps_in_place<Cell>(hh) ||
                                              (shares_memory && hh_bytes > kInPlaceOfThreads)));
-    plan.rows_as_lanes = plan.h_in_place && are_lanes<T>(both, thread_rows);
+    // A team that comes out smaller than asked for may give a thread all rows.
+    plan.rows_as_lanes =
+        plan.h_in_place && shape.B <= kRowsInPlaceWide && are_lanes<T>(both, thread_rows);
   }
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;

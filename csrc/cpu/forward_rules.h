@@ -1,5 +1,6 @@
 // Which regime a layer's forward pass runs in: a small cost model of sizes. Each rule says why it
-// is one; the timings that its numbers come from are in csrc/DECISIONS.md, under the same names.
+// is one; the timings that its numbers come from are in csrc/DECISIONS.md, under the same names or
+// the questions that they answer.
 
 // Reading weights in place, as dot products or with rows as lanes, saves packing them.
 

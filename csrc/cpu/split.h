@@ -74,22 +74,50 @@ struct Work {
   double threads() const { return call / 4e5; }
 };
 
+// What a step of few rows costs on average, in multiply-adds that take as long (csrc/DECISIONS.md,
+// "Threads").
+class StepCost {
+ public:
+  StepCost(const SequenceShape& shape, double weights)
+      : weights_(weights), steps_(shape.T), rows_(Steps(shape, false).rows()) {}
+
+  // Tiles of few rows take as long as if there were one more, and of one it is the reading of the
+  // weights that takes long. Once, each thread fetches the panels that the others have packed.
+  double by_rows(int threads) const {
+    const int64_t rows = (rows_ + steps_ * threads - 1) / (steps_ * threads);
+    const double fetching = 12 / static_cast<double>(steps_);
+    return weights_ * ((rows > 1 ? static_cast<double>(rows + 1) : 2.5) + fetching);
+  }
+
+  // A barrier has as many rounds as it takes to double one thread to all (team.h).
+  double by_units(int threads) const {
+    constexpr double kRound = 6e4;
+    const double rows = static_cast<double>(rows_) / static_cast<double>(steps_);
+    double rounds = 0;
+    for (int reached = 1; reached < threads; reached *= 2) ++rounds;
+    return weights_ * (rows + 1) / threads + kRound * rounds;
+  }
+
+ private:
+  double weights_;
+  int64_t steps_;
+  int64_t rows_;  // of all steps
+};
+
 // How to divide up to `limit` threads, no more than the work is worth. Rows need no barrier, so
 // they are divided where every thread gets full tiles of them, unless the weights are so large that
 // every thread would stream all of them at every step. Dividing the units costs a barrier a step,
 // and gives each thread its own part of the weights (H = 1024, B = 32, two threads: 42 ms against
 // 54 by rows; H = 512, B = 32: 8.5 against 8.9).
 //
-// Of fewer rows a thread each takes longer, as if there were one more, and of one it is the reading
-// of the weights that takes long: that is compared with what the barriers cost (csrc/DECISIONS.md).
-//
 // A single step has no such barrier, and divided by rows every thread would fetch the panels that
 // the others have just packed from their caches (LSTMCell H = 128, two threads: B = 32 26 us
 // against 31 by rows, B = 16 18 against 25).
+//
+// Fewer rows than full tiles are divided where StepCost says so.
 template <typename Cell, typename E>
 Split split_work(const SequenceShape& shape, int limit) {
   constexpr double kWorthABarrier = 4e4;      // multiply-adds of a step for each thread
-  constexpr double kBarrier = 3e4;            // what a barrier costs for each thread, in those
   constexpr double kSharedWeights = 3 << 20;  // bytes
   const Work work = Work::of<Cell>(shape);
   const auto at_most = [](int threads, double most) {
@@ -104,11 +132,9 @@ Split split_work(const SequenceShape& shape, int limit) {
   const bool single_step = shape.T == 1;
   if (work.weights * sizeof(E) > kSharedWeights || (single_step && by_units == count))
     return {1, by_units};
-  const int64_t rows = (shape.B + by_rows - 1) / by_rows;
-  const double step_by_rows = (rows > 1 ? static_cast<double>(rows + 1) : 2.5) * work.weights;
-  const double step_by_units =
-      static_cast<double>(shape.B + 1) * work.weights / by_units + kBarrier * by_units;
   const bool full_tiles = shape.B >= kTileRows * static_cast<int64_t>(count);
-  if (full_tiles || (!single_step && step_by_rows <= step_by_units)) return {by_rows, 1};
+  const StepCost cost(shape, work.weights);
+  if (full_tiles || (!single_step && cost.by_rows(by_rows) <= cost.by_units(by_units)))
+    return {by_rows, 1};
   return {1, by_units};
 }
