@@ -10,8 +10,9 @@ constexpr int64_t kRowsInPlace = 8;
 constexpr int64_t kRowsInPlaceWide = 32;
 constexpr int64_t kWideBytes = 2 << 20;
 // With 16 lanes it may be more rows, the longer the rows of weights are, since sums of lanes are
-// what dot products take longer for: so many for each vector, or half as many where rows of weights
-// begin within cache lines.
+// what dot products take longer for: so many for each vector of weights whose rows are whole cache
+// lines, and half as many of others that are not wide. Not of weights from memory, where it
+// depends.
 constexpr int64_t kRowsOfAVector = 6;
 constexpr int64_t kMostInPlace = 64;
 

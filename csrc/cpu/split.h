@@ -132,9 +132,8 @@ Split split_work(const SequenceShape& shape, int limit) {
   const bool single_step = shape.T == 1;
   if (work.weights * sizeof(E) > kSharedWeights || (single_step && by_units == count))
     return {1, by_units};
-  const bool full_tiles = shape.B >= kTileRows * static_cast<int64_t>(count);
+  if (shape.B >= kTileRows * static_cast<int64_t>(count)) return {by_rows, 1};
+  if (single_step) return {1, by_units};
   const StepCost cost(shape, work.weights);
-  if (full_tiles || (!single_step && cost.by_rows(by_rows) <= cost.by_units(by_units)))
-    return {by_rows, 1};
-  return {1, by_units};
+  return cost.by_rows(by_rows) <= cost.by_units(by_units) ? Split{by_rows, 1} : Split{1, by_units};
 }
