@@ -75,7 +75,7 @@ void forward_steps(const ForwardPlan<Cell, E>& plan, const Share& mine, Barrier:
     }
 
     this_step.count = rows;
-    this_step.back = s % 2 != 0;
+    this_step.back = (s % 2 != 0) != plan.begins_back;
     this_step.packs = s == 0 && plan.packs_in_passing && !plan.ahead;
     this_step.h_is_zeros = s == 0 && args.h0 == nullptr;
     this_step.from_zeros =
@@ -170,6 +170,10 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     // A team that comes out smaller than asked for may give a thread all rows.
     plan.rows_as_lanes =
         plan.h_in_place && shape.B <= kRowsInPlaceWide && are_lanes<T>(both, thread_rows);
+  }
+  if (shape.T == 1 && (args.packed != nullptr || plan.x_in_place)) {
+    plan.begins_back = begins_back(args.packed != nullptr ? static_cast<const void*>(args.packed)
+                                                          : args.weights.w_hh);
   }
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;

@@ -37,6 +37,7 @@ struct ForwardPlan {
   // The weights are read where they are, not from panels: w_ih by every step or ahead of them.
   bool x_in_place = false;
   bool h_in_place = false;
+  bool begins_back = false;    // the first step goes through the blocks in falling order
   bool beyond_caches = false;  // the weights do not stay in L3
   bool rows_as_lanes = false;  // a step in place makes lanes of its rows
   bool x_from_memory = false;  // w_ih comes from memory (comes_from_memory in tile.h),

@@ -140,8 +140,11 @@ struct ForwardStep {
   void few_rows() {
     if (R * blocks.size() <= kFinishedInRegisters && plan.without_tail(blocks).end == blocks.end)
       return for_each_tile<Cell::kSums, Cell::kGates>(R, blocks, *this, back);
+    constexpr int64_t kMost = kTogether / R;
     for (Range left = blocks; left.size() > 0;) {
-      const int64_t some = left.size() < kTogether / R ? left.size() : kTogether / R;
+      // The same blocks together both ways, as in for_each_tile.
+      const int64_t rest = left.size() % kMost;
+      const int64_t some = rest > 0 && (back || left.size() < kMost) ? rest : kMost;
       const int64_t first = back ? left.end - some : left.begin;
       alignas(64) T stored[kTogether * Cell::kSums * Vec<T>::kLanes];
       SumsOfFewRows<Cell, E, R> sums{*this, first, some, stored};

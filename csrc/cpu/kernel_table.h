@@ -39,6 +39,7 @@
 #include "cpu/in_place.h"
 #include "cpu/input_products.h"
 //
+#include "cpu/calls_in_turn.h"
 #include "cpu/meanwhile.h"
 //
 #include "cpu/ahead.h"
