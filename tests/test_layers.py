@@ -280,7 +280,8 @@ def test_extreme_values_go_where_torchs_go(kind: str, value: float) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_in_a_row_give_the_same_bits(kind: str, frozen: bool, dtype: torch.dtype) -> None:
-    """Though every other call of one step goes through the units backwards."""
+    """Though, where a call packs none of the weights of its gates, every other one goes through the
+    units backwards: here all of frozen layers, and others of few rows or large weights."""
     for batch, inputs, hidden in [
         (1, 9, 7),
         (1, 65, 48),
@@ -289,7 +290,9 @@ def test_calls_in_a_row_give_the_same_bits(kind: str, frozen: bool, dtype: torch
         (2, 65, 200),
         (3, 33, 144),
         (8, 20, 112),
+        (16, 150, 150),
         (17, 12, 144),
+        (32, 260, 260),
         (40, 64, 80),
     ]:
         for proj in (0, 30) if kind == "LSTM" and hidden > 30 else (0,):

@@ -1,11 +1,11 @@
-// Calls in turn: as the steps of a call go through the blocks of units forth and back, so that what
-// the caches still hold of the weights is used first, so do the calls of a loop, of one step each,
-// that pack nothing. The results are the same to the last bit. What it gave is in
-// csrc/DECISIONS.md, "Weights read in place".
+// Calls in turn. The steps of a call go through the blocks of units forth and back, so that what
+// the caches still hold of the weights is used first. Calls of one step that pack no weights of
+// gates do so as well, since a loop may be made of them. The results are the same to the last bit.
+// What it gave is in csrc/DECISIONS.md, "Weights read in place".
 
-// Whether a call with these weights begins at the last block, as every other one of this thread
-// does. One bit is kept for each of some places where weights may lie; weights that share one only
-// lose time by it.
+// Whether this call with these weights begins at the last block: false in a thread's first call
+// with them, and then true and false in turn. One bit is kept for each of some places where weights
+// may lie; weights that share one only lose time by it.
 inline bool begins_back(const void* weights) {
   constexpr int kBits = 8;
   static thread_local bool back[1 << kBits];

@@ -171,6 +171,7 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     plan.rows_as_lanes =
         plan.h_in_place && shape.B <= kRowsInPlaceWide && are_lanes<T>(both, thread_rows);
   }
+  // Calls of more steps, which turn by themselves, gained nothing by it.
   if (shape.T == 1 && (args.packed != nullptr || plan.x_in_place)) {
     plan.begins_back = begins_back(args.packed != nullptr ? static_cast<const void*>(args.packed)
                                                           : args.weights.w_hh);
