@@ -9,7 +9,16 @@ import pytest
 import torch
 
 import fused_rnn
-from cases import KINDS, LAYER_CASES, TOLERANCE, Case, assert_close, check_layer, run_with_grads
+from cases import (
+    KINDS,
+    LAYER_CASES,
+    TOLERANCE,
+    Case,
+    assert_close,
+    check_layer,
+    flatten,
+    run_with_grads,
+)
 from fused_rnn import _C
 from test_cells import SHAPES, draw, hx_of
 from test_cells import make as make_cell
@@ -54,6 +63,44 @@ def test_cell(kind: str, shape: tuple[int, int, int], dtype: torch.dtype, isa: s
     )
     for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert_close(f"{isa} {index}", one, other, TOLERANCE[dtype])
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_in_a_row_give_the_same_bits(
+    kind: str, frozen: bool, dtype: torch.dtype, isa: str
+) -> None:
+    """Though, where a call packs none of the weights of its gates, every other one goes through the
+    units backwards: here all of frozen layers, and others of few rows or large weights."""
+    for batch, inputs, hidden in [
+        (1, 9, 7),
+        (1, 65, 48),
+        (1, 40, 100),
+        (1, 30, 333),
+        (2, 65, 200),
+        (3, 33, 144),
+        (8, 20, 112),
+        (16, 150, 150),
+        (17, 12, 144),
+        (32, 260, 260),
+        (40, 64, 80),
+    ]:
+        for proj in (0, 30) if kind == "LSTM" and hidden > 30 else (0,):
+            layer = Case(kind, 1, batch, inputs, hidden, P=proj, bidirectional=batch == 8).module(
+                fused_rnn, dtype
+            )
+            if frozen:
+                fused_rnn.freeze(layer)
+            x = torch.randn(1, batch, inputs, dtype=dtype)
+            with torch.no_grad():
+                _, states = layer(x)
+                first, *others = [flatten(layer(x, states)) for _ in range(3)]
+            for other in others:
+                assert all(map(torch.equal, first, other)), (
+                    f"{isa} B{batch} I{inputs} H{hidden} P{proj}"
+                )
 
 
 @pytest.mark.parametrize("case", LAYER_CASES[::7], ids=str)

@@ -274,36 +274,3 @@ def test_extreme_values_go_where_torchs_go(kind: str, value: float) -> None:
     ):
         torch.testing.assert_close(one, other, equal_nan=True, rtol=2e-5, atol=2e-5)
         assert torch.equal(one.isnan(), other.isnan())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_calls_in_a_row_give_the_same_bits(kind: str, frozen: bool, dtype: torch.dtype) -> None:
-    """Though, where a call packs none of the weights of its gates, every other one goes through the
-    units backwards: here all of frozen layers, and others of few rows or large weights."""
-    for batch, inputs, hidden in [
-        (1, 9, 7),
-        (1, 65, 48),
-        (1, 40, 100),
-        (1, 30, 333),
-        (2, 65, 200),
-        (3, 33, 144),
-        (8, 20, 112),
-        (16, 150, 150),
-        (17, 12, 144),
-        (32, 260, 260),
-        (40, 64, 80),
-    ]:
-        for proj in (0, 30) if kind == "LSTM" and hidden > 30 else (0,):
-            layer = Case(kind, 1, batch, inputs, hidden, P=proj, bidirectional=batch == 8).module(
-                fused_rnn, dtype
-            )
-            if frozen:
-                fused_rnn.freeze(layer)
-            x = torch.randn(1, batch, inputs, dtype=dtype)
-            with torch.no_grad():
-                _, states = layer(x)
-                first, *others = [flatten(layer(x, states)) for _ in range(3)]
-            for other in others:
-                assert all(map(torch.equal, first, other)), (batch, inputs, hidden, proj)

@@ -3,10 +3,10 @@
 // gates do so as well, since a loop may be made of them. The results are the same to the last bit.
 // What it gave is in csrc/DECISIONS.md, "Weights read in place".
 
-// Whether this call with these weights begins at the last block: false in a thread's first call
-// with them, and then true and false in turn. One bit is kept for each of some places where weights
+// Whether this call with these weights is to begin at the last block: no in a thread's first call
+// with them, and then yes and no in turn. One bit is kept for each of some places where weights
 // may lie; weights that share one only lose time by it.
-inline bool begins_back(const void* weights) {
+inline bool take_turn(const void* weights) {
   constexpr int kBits = 8;
   static thread_local bool back[1 << kBits];
   // The golden ratio's bits spread addresses, which are multiples of powers of two.

@@ -171,11 +171,9 @@ void forward_layer(const ForwardArgs<E>& args, const Threads& threads,
     plan.rows_as_lanes =
         plan.h_in_place && shape.B <= kRowsInPlaceWide && are_lanes<T>(both, thread_rows);
   }
-  // Calls of more steps, which turn by themselves, gained nothing by it.
-  if (shape.T == 1 && (args.packed != nullptr || plan.x_in_place)) {
-    plan.begins_back = begins_back(args.packed != nullptr ? static_cast<const void*>(args.packed)
-                                                          : args.weights.w_hh);
-  }
+  // Calls in turn: those of more steps gained nothing by it.
+  if (shape.T == 1 && args.packed != nullptr) plan.begins_back = take_turn(args.packed);
+  if (shape.T == 1 && plan.x_in_place) plan.begins_back = take_turn(args.weights.w_hh);
   // Where w_hh is read in place, products in the step would be dot products, of so few inputs each.
   const bool few = I <= few_inputs(hh_bytes) && !plan.h_in_place;
   // Where one thread, or several with units of their own, have all rows, and steps do not make

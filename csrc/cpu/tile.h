@@ -362,9 +362,9 @@ FUSED_RNN_INLINE void for_each_tile(int64_t rows, Range blocks, F& f, bool back 
   const int most = static_cast<int>((rows + tiles - 1) / tiles);
   const int widest = tile_blocks(most, kSums);
   while (blocks.size() > 0) {
-    const auto rest = static_cast<int>(blocks.size() % widest);
     int width = widest;
     if (back) {
+      const auto rest = static_cast<int>(blocks.size() % widest);
       if (rest > 0) width = rest & -rest;
     } else {
       while (width > blocks.size()) width /= 2;
